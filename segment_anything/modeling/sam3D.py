@@ -1,0 +1,65 @@
+"""The whole network: image encoder, prompt encoder, mask decoder."""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from segment_anything.modeling.image_encoder3D import ImageEncoderViT3D
+from segment_anything.modeling.mask_decoder3D import MaskDecoder3D
+from segment_anything.modeling.prompt_encoder3D import PromptEncoder3D
+
+MASK_THRESHOLD = 0.0  # logits above it are foreground; sigmoid(0) = 0.5
+
+
+class Sam3D(nn.Module):
+    """SAM-Med3D. Encode a ROI once, then decode any number of prompts on it."""
+
+    def __init__(
+        self,
+        image_encoder: ImageEncoderViT3D,
+        prompt_encoder: PromptEncoder3D,
+        mask_decoder: MaskDecoder3D,
+    ) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
+
+    @property
+    def img_size(self) -> int:
+        """Voxels along the side of the ROI."""
+        return self.image_encoder.img_size
+
+    @property
+    def mask_size(self) -> int:
+        """Voxels along the side of `low_res_mask` and of a mask prompt."""
+        return 4 * self.image_encoder.pos_embed.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.image_encoder.pos_embed.device
+
+    def encode(self, image: Tensor) -> Tensor:
+        """(B, 1, S, S, S) normalised ROIs -> (B, C, G, G, G) image embeddings."""
+        return self.image_encoder(image)
+
+    def decode(
+        self,
+        embedding: Tensor,
+        points: tuple[Tensor, Tensor] | None = None,
+        boxes: Tensor | None = None,
+        mask_prompt: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Prompts on embedded ROIs -> low_res_mask (B, 1, 4 G, 4 G, 4 G), logits, and IoU (B, 1).
+
+        The prompts are those of `PromptEncoder3D.forward`.
+        """
+        sparse, dense = self.prompt_encoder(points, boxes, mask_prompt)
+        image_pe = self.prompt_encoder.get_dense_pe()
+        return self.mask_decoder(embedding, image_pe, sparse, dense)
+
+    def upscale(self, low_res_mask: Tensor) -> Tensor:
+        """(B, 1, 4 G, 4 G, 4 G) logits -> float32 logits at ROI size (B, 1, S, S, S)."""
+        size = (self.img_size,) * 3
+        return F.interpolate(low_res_mask.float(), size=size, mode="trilinear")

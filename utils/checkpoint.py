@@ -1,0 +1,190 @@
+"""Loading checkpoints: tensors and plain values only, never pickled code."""
+
+import argparse
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from segment_anything import Sam3D, sam_model_registry3D
+
+BOX_EMBEDDINGS = tuple(f"prompt_encoder.point_embeddings.{i}.weight" for i in (2, 3))
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be used; the message names the file and what is wrong with it."""
+
+
+@dataclass
+class Checkpoint:
+    """The weights in a file and what it says about them.
+
+    Attributes:
+        path: The file.
+        state_dict: Tensor by name, without prefixes; memory-mapped where the format allows.
+        model_type: Entry of the registry.
+        model_args: Sizes for it, where they differ from its own.
+        policy: How prompts are to be used.
+        notices: What a user should know, a line each.
+    """
+
+    path: Path
+    state_dict: dict[str, Tensor]
+    model_type: str = "vit_b_ori"
+    model_args: dict[str, Any] = field(default_factory=dict)
+    policy: str = "baseline"
+    notices: list[str] = field(default_factory=list)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a .safetensors file, or a .pth file of any layout that SAM-Med3D was published in.
+
+    These hold the weights under `model_state_dict` or `state_dict`, or are the bare weights, with
+    or without the prefix `module.`. Files with 2 point embeddings (before boxes) get zeros for
+    the two corners of a box.
+
+    Raises:
+        CheckpointError: The file can't be read, holds code, or holds no weights.
+        OSError: It can't be opened.
+    """
+    content, metadata = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+    weights = content
+    for key in ("model_state_dict", "state_dict"):
+        if isinstance(content.get(key), Mapping):
+            weights = content[key]
+            break
+    state_dict = {
+        name.removeprefix("module."): value.float() if value.is_floating_point() else value
+        for name, value in weights.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
+    if not state_dict:
+        raise CheckpointError(f"{path.name}: expected named tensors, got keys {list(content)[:8]}")
+    checkpoint = Checkpoint(path, state_dict)
+    for key in ("model_type", "model_args", "policy"):
+        if key in metadata:
+            setattr(checkpoint, key, metadata[key])
+    _add_box_embeddings(checkpoint)
+    return checkpoint
+
+
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix == ".safetensors"
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            metadata = file.metadata() or {}
+            return tensors, json.loads(metadata.get("sam_med3d", "{}"))
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path.name}: not a safetensors file: {error}") from error
+
+
+def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors and plain values; training also stores its options, an argparse.Namespace."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path.name}: refused, since it holds more than tensors and plain values and reading "
+            f"it would run code: {error}"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, LookupError) as error:
+        raise CheckpointError(f"{path.name}: not a PyTorch checkpoint: {error}") from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path.name}: expected a dict, got {type(content).__name__}")
+    return dict(content), dict(content)
+
+
+def _add_box_embeddings(checkpoint: Checkpoint) -> None:
+    weights = checkpoint.state_dict
+    foreground = weights.get("prompt_encoder.point_embeddings.1.weight")
+    if foreground is None or any(name in weights for name in BOX_EMBEDDINGS):
+        return
+    weights.update({name: torch.zeros_like(foreground) for name in BOX_EMBEDDINGS})
+    checkpoint.notices.append(
+        "2 point embeddings (made before boxes): those of the box corners start at zero"
+    )
+
+
+class _SkipInit(TorchFunctionMode):
+    """Makes the functions of torch.nn.init do nothing."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs.get("tensor", args[0] if args else None)
+        return func(*args, **kwargs)
+
+
+def build_empty(build: Callable[[], Network]) -> Network:
+    """A network whose tensors have shapes but no memory, to be assigned from a checkpoint.
+
+    Initialising is skipped, too: on the meta device it computes nothing, but imports half a
+    compiler, which takes a second.
+    """
+    with torch.device("meta"), _SkipInit():
+        return build()
+
+
+def build_model(checkpoint: Checkpoint) -> Sam3D:
+    """The network of a checkpoint, in eval mode.
+
+    Raises:
+        CheckpointError: Network and weights do not fit.
+    """
+    path = checkpoint.path
+    if checkpoint.model_type not in sam_model_registry3D:
+        known = sorted(sam_model_registry3D)
+        raise CheckpointError(
+            f"{path.name}: expected a model_type of {known}, got {checkpoint.model_type!r}"
+        )
+    try:
+        model = build_empty(
+            lambda: sam_model_registry3D[checkpoint.model_type](**checkpoint.model_args)
+        )
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path.name}: model_args do not build a model: {error}") from error
+    check_tensors(path.name, model.state_dict(), checkpoint.state_dict)
+    model.load_state_dict(checkpoint.state_dict, assign=True)
+    return model.eval()
+
+
+def check_tensors(
+    name: str, expected: Mapping[str, Tensor], actual: Mapping[str, Tensor], shown: int = 8
+) -> None:
+    """Raise a CheckpointError that names the tensors that are missing, too many or misshapen."""
+    problems = {
+        "missing": [key for key in expected if key not in actual],
+        "unexpected": [key for key in actual if key not in expected],
+        "misshapen": [
+            f"{key} (expected {tuple(expected[key].shape)}, got {tuple(actual[key].shape)})"
+            for key in expected
+            if key in actual and expected[key].shape != actual[key].shape
+        ],
+    }
+    lines = []
+    for kind, keys in problems.items():
+        if keys:
+            more = f", and {len(keys) - shown} more" if len(keys) > shown else ""
+            lines.append(f"{len(keys)} {kind}: {', '.join(keys[:shown])}{more}")
+    if lines:
+        raise CheckpointError(f"{name}: tensors do not fit the network. {'; '.join(lines)}")
