@@ -1,0 +1,185 @@
+"""Segment every case of a folder: inputs/*.npz -> outputs/*.npz."""
+
+import argparse
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils.published import find_checkpoint
+
+# torch is imported where it is used, so that --help and messages about options come at once.
+if TYPE_CHECKING:
+    from segment_anything import Sam3D
+    from utils.case import Case
+
+ROOT = Path(__file__).resolve().parent
+NO_CHECKPOINT = """\
+no checkpoint: give one with --checkpoint FILE, or fetch a published one (402 MB) with
+    python ckpt/download.py sam_med3d_turbo_cvpr_coreset"""
+
+
+def int_from(low: int, high: int) -> Callable[[str], int]:
+    def integer(text: str) -> int:
+        if not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"expected {low}..{high}, got {text}")
+        return int(text)
+
+    return integer
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--inputs", type=Path, default=ROOT / "inputs", help="folder of .npz cases, or one case"
+    )
+    parser.add_argument(
+        "--outputs", type=Path, default=ROOT / "outputs", help="folder for the segmentations"
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, help="default: the best of those found in ckpt/ (see README)"
+    )
+    parser.add_argument(
+        "--policy",
+        choices=("auto", "baseline"),
+        default="auto",
+        help="how prompts are used; auto: as the checkpoint says, else baseline",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int_from(0, 2**32 - 1),
+        default=0,
+        help="of the points that baseline draws",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument(
+        "--batch-size",
+        type=int_from(1, 1024),
+        help="objects that go through the network together; default: 8 on a GPU, 1 on a CPU",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("local", "medim"),
+        default="local",
+        help="network: this repository's, or that of the medim package, to compare with",
+    )
+    return parser
+
+
+def load_model(args: argparse.Namespace) -> tuple["Sam3D", str]:
+    """The network on its device, and the policy to use.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        ValueError: The checkpoint or the device can't be used.
+    """
+    path = args.checkpoint or find_checkpoint(ROOT / "ckpt")
+    if path is None:
+        raise FileNotFoundError(NO_CHECKPOINT)
+
+    import torch
+
+    from utils.checkpoint import CheckpointError, build_model, read_checkpoint
+    from utils.policy import POLICIES
+
+    checkpoint = read_checkpoint(path)
+    policy = checkpoint.policy if args.policy == "auto" else args.policy
+    if policy not in POLICIES:
+        raise CheckpointError(f"{path.name}: expected a policy of {POLICIES}, got {policy!r}")
+    if args.backend == "medim":
+        from utils.medim_backend import build_medim_model
+
+        model = build_medim_model(checkpoint)
+    else:
+        model = build_model(checkpoint)
+    device = args.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        model = model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA: AssertionError
+        raise ValueError(f"--device {device} can't be used: {error}") from error
+    print(f"{path.name}: {args.backend} network, {policy} policy, {args.precision} on {device}")
+    for notice in checkpoint.notices:
+        print(f"{path.name}: {notice}")
+    return model, policy
+
+
+def read_cases(paths: list[Path]) -> Iterator[tuple[Path, "Case | Exception"]]:
+    """Each case, or why it can't be read."""
+    from utils.case import read_case
+
+    for path in paths:
+        try:
+            yield path, read_case(path)
+        except Exception as error:  # a case that fails does not stop the others
+            yield path, error
+
+
+def peak_memory(device_type: str) -> str:
+    """Of this process so far, and of the GPU."""
+    import resource
+
+    import torch
+
+    text = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GB"
+    if device_type == "cuda":
+        text += f", GPU {torch.cuda.max_memory_allocated() / 2**30:.1f} GB"
+    return text
+
+
+def main(args: argparse.Namespace) -> int:
+    """Returns the exit status: 0, 1 if a case failed, 2 if there was nothing to work with."""
+    if args.inputs.is_dir():
+        paths = sorted(args.inputs.glob("*.npz"))
+    else:
+        paths = [args.inputs] if args.inputs.is_file() else []
+    if not paths:
+        print(f"no cases: expected .npz files in {args.inputs}", file=sys.stderr)
+        return 2
+    try:
+        args.outputs.mkdir(parents=True, exist_ok=True)
+        model, policy = load_model(args)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+    from prefetch_generator import BackgroundGenerator
+    from tqdm import tqdm
+
+    from utils.case import CaseError, write_case
+    from utils.policy import predict_case
+
+    failed = []
+    # Reading the next case overlaps computing this one.
+    cases = BackgroundGenerator(read_cases(paths), max_prefetch=1)
+    bar = tqdm(cases, total=len(paths), unit="case", disable=not sys.stderr.isatty())
+    for path, case in bar:
+        start = time.perf_counter()
+        try:
+            if isinstance(case, Exception):
+                raise case
+            seg = predict_case(model, case, policy, args.seed, args.batch_size, args.precision)
+            write_case(args.outputs / path.name, seg)
+        except Exception as error:  # a case that fails does not stop the others
+            failed.append(path.name)
+            if not isinstance(error, CaseError):  # its message says all, and names the case
+                bar.write(traceback.format_exc(), file=sys.stderr, end="")
+            name = "" if isinstance(error, CaseError) else f"{path.name}: "
+            bar.write(f"FAILED {name}{error}", file=sys.stderr)
+            continue
+        bar.write(
+            f"{path.name}: objects {len(case.objects)}, rounds of prompts {case.rounds}, "
+            f"{time.perf_counter() - start:.1f} s, peak memory {peak_memory(model.device.type)}"
+        )
+    if failed:
+        names = ", ".join(failed)
+        print(f"{len(failed)} of {len(paths)} cases failed: {names}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(get_args_parser().parse_args()))

@@ -1,0 +1,186 @@
+"""The published method, decision for decision."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import SHAPE, SPACING
+from seeded import DATA, published_weights
+from utils.case import Case, read_case
+from utils.checkpoint import Checkpoint, build_model
+from utils.policy import baseline_prompt, baseline_queries, predict_case, predict_rois
+from utils.prompts import Box, Click, Prompts
+from utils.roi import crop_roi, normalise
+
+GOLDEN = sorted(p.stem for p in (DATA / "infer").glob("*.npz") if ".expected" not in p.name)
+
+
+@pytest.fixture(scope="module")
+def model_without_box():
+    """What the inference of the original was recorded with."""
+    weights = published_weights()
+    for i in (2, 3):
+        weights[f"prompt_encoder.point_embeddings.{i}.weight"].zero_()
+    return build_model(Checkpoint(Path("seeded"), weights))
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def padding_and_cropping(roi) -> tuple[list[int], list[int]]:
+    """As torchio.CropOrPad counts them: before and after, per axis."""
+    padding, cropping = [], []
+    for start, n in zip(roi.start, roi.resampled_shape, strict=True):
+        stop = start + roi.size
+        padding += [max(-start, 0), max(stop - n, 0)]
+        cropping += [max(start, 0), max(n - stop, 0)]
+    return padding, cropping
+
+
+def check_golden(folder: Path, name: str, model) -> None:
+    case, expected = read_case(folder / f"{name}.npz"), np.load(folder / f"{name}.expected.npz")
+    queries = list(baseline_queries(case, model.img_size, seed=0))
+    recorded = sorted({key.split("/")[0] for key in expected.files if "/" in key})
+    assert [f"obj{query.label}" for query in queries] == recorded
+    masks = predict_rois(model, case, queries, "fp32")
+    for query, mask in zip(queries, masks, strict=True):
+        key = f"obj{query.label}/"
+        padding, cropping = padding_and_cropping(query.roi)
+        assert query.roi.resampled_shape == tuple(expected[key + "resampled_shape"])
+        assert padding == expected[key + "padding"].tolist()
+        assert cropping == expected[key + "cropping"].tolist()
+        assert query.point_roi == tuple(expected[key + "roi_click"])
+        image = normalise(crop_roi(case.image, query.roi)).numpy()
+        stride4 = expected[key + "roi_image_stride4"]
+        np.testing.assert_allclose(image[::4, ::4, ::4], stride4, atol=1e-3, rtol=0)
+        roi_mask = np.unpackbits(expected[key + "roi_mask"]).reshape(mask.shape).astype(bool)
+        assert dice(mask, roi_mask) >= 0.999
+    segs = predict_case(model, case)
+    for label in range(1, len(case.objects) + 1):
+        assert dice(segs == label, expected["segs"] == label) >= 0.999
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_every_decision_equals_the_original(name, model_without_box):
+    check_golden(DATA / "infer", name, model_without_box)
+
+
+def test_every_decision_equals_the_original_at_fine_spacing(shared, model_without_box):
+    check_golden(shared / "parity" / "infer", "fine_spacing_large", model_without_box)
+
+
+BOX = Box((2, 3, 4), (7, 10, 11), 4)
+FG, BG = Click((1, 2, 3), True), Click((4, 5, 6), False)
+
+
+@pytest.mark.parametrize(
+    "prompts, expected",
+    [
+        (Prompts(), None),
+        (Prompts(BOX), (4.0, 6.0, 7.0)),
+        (Prompts(BOX, (FG,)), (1, 2, 3)),
+        (Prompts(None, (FG, Click((9, 9, 9), True))), (9, 9, 9)),
+        (Prompts(BOX, (BG, FG)), None),  # background clicks come last whenever they were made
+        (Prompts(None, (BG,)), None),
+    ],
+)
+def test_only_the_last_prompt_counts(prompts, expected):
+    assert baseline_prompt(prompts) == expected
+
+
+def make_case(*objects: Prompts, shape=SHAPE, spacing=SPACING, prev_pred=None) -> Case:
+    image = np.random.default_rng(0).integers(1, 256, shape, np.uint8)
+    return Case("case.npz", image, spacing, objects, 1, prev_pred)
+
+
+def test_roi_equals_torchio_crop_or_pad(tiny_model):
+    """On the cube round the prompt, for prompts all over an anisotropic volume."""
+    import torchio
+
+    rng = np.random.default_rng(0)
+    shape, spacing = (20, 50, 70), (3.0, 1.5, 0.75)
+    points = [tuple(int(v) for v in rng.integers(0, shape)) for _ in range(20)]
+    case = make_case(
+        *(Prompts(None, (Click(p, True),)) for p in points), shape=shape, spacing=spacing
+    )
+    for query, point in zip(baseline_queries(case, 32, seed=0), points, strict=True):
+        cube = np.zeros(query.roi.resampled_shape, np.float32)
+        z, y, x = (
+            np.flatnonzero(np.abs(np.floor(query_positions) - p) <= 10)
+            for query_positions, p in zip(nearest_voxels(query.roi), point, strict=True)
+        )
+        cube[np.ix_(z, y, x)] = 1
+        subject = torchio.Subject(cube=torchio.LabelMap(tensor=torch.from_numpy(cube)[None]))
+        crop = torchio.CropOrPad(32, mask_name="cube")
+        padding, cropping = crop._compute_crop_or_pad(subject, (32, 32, 32))
+        assert padding_and_cropping(query.roi) == (
+            list(padding or [0] * 6),
+            list(cropping or [0] * 6),
+        )
+
+
+def nearest_voxels(roi) -> list[np.ndarray]:
+    """The nearest original voxel of each voxel of the resampled grid, per axis."""
+    return [(np.arange(n) + 0.5) * t for n, t in zip(roi.resampled_shape, roi.step, strict=True)]
+
+
+def test_the_drawn_point_lies_in_the_cube(tiny_model):
+    case = make_case(Prompts(None, (Click((5, 6, 7), True),)), shape=(30, 40, 50))
+    for seed in range(50):
+        (query,) = baseline_queries(case, 32, seed)
+        voxel = [
+            (s + p + 0.5) * t
+            for s, p, t in zip(query.roi.start, query.point_roi, query.roi.step, strict=True)
+        ]
+        assert all(0 <= p < 32 for p in query.point_roi)
+        assert all(max(c - 10, 0) <= v < c + 11 for v, c in zip(voxel, (5, 6, 7), strict=True))
+
+
+@pytest.mark.parametrize(
+    "shape, spacing",
+    [
+        ((1, 1, 1), (1.0, 1.0, 1.0)),
+        ((1, 40, 3), (5.0, 0.3, 20.0)),
+        ((200, 3, 5), (0.01, 1.0, 2.0)),  # the cube is thinner than a voxel of the ROI
+        ((6, 60, 60), (40.0, 8.0, 8.0)),  # the cube is larger than the ROI
+    ],
+)
+def test_odd_shapes_and_spacings(shape, spacing, tiny_model):
+    corners = [(0, 0, 0), tuple(n - 1 for n in shape)]
+    prompts = [Prompts(None, (Click(p, True),)) for p in corners]
+    seg = predict_case(tiny_model, make_case(*prompts, shape=shape, spacing=spacing))
+    assert seg.shape == shape and seg.dtype == np.uint8
+
+
+def test_without_a_usable_prompt_the_object_keeps_prev_pred(tiny_model):
+    prev_pred = np.zeros(SHAPE, np.uint8)
+    prev_pred[2:5, 3:6, 4:8], prev_pred[7:, :2, :2] = 1, 2
+    case = make_case(Prompts(BOX, (BG,)), Prompts(), prev_pred=prev_pred)
+    np.testing.assert_array_equal(predict_case(tiny_model, case), prev_pred)
+
+
+def test_prev_pred_is_united_and_objects_are_painted_in_order(tiny_model):
+    whole = np.full(SHAPE, 2, np.uint8)
+    case = make_case(Prompts(BOX), Prompts(None, (BG,)), prev_pred=whole)
+    np.testing.assert_array_equal(predict_case(tiny_model, case), whole)  # 2 is painted over 1
+    case = make_case(Prompts(None, (BG,)), Prompts(BOX), prev_pred=np.ones(SHAPE, np.uint8))
+    seg = predict_case(tiny_model, case)
+    assert set(np.unique(seg)) == {1, 2}  # 2 over 1 where it is found, 1 elsewhere
+
+
+def test_same_seed_same_output_for_any_batch_size(tiny_model):
+    case = make_case(Prompts(BOX), Prompts(None, (FG,)), Prompts(Box((0, 0, 0), (3, 9, 9), 1)))
+    one_by_one = predict_case(tiny_model, case, seed=3, batch_size=1)
+    np.testing.assert_array_equal(one_by_one, predict_case(tiny_model, case, seed=3, batch_size=3))
+    np.testing.assert_array_equal(one_by_one, predict_case(tiny_model, case, seed=3))
+    assert one_by_one.any()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_changes_few_voxels(precision, tiny_model):
+    case = make_case(Prompts(BOX), Prompts(None, (FG,)))
+    exact = predict_case(tiny_model, case)
+    assert (predict_case(tiny_model, case, precision=precision) == exact).mean() > 0.95

@@ -1,0 +1,141 @@
+"""Policies: how the prompts of a case become calls of the network, and labels again."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+
+from segment_anything.modeling.sam3D import MASK_THRESHOLD, Sam3D
+from utils.case import Case
+from utils.prompts import Index3, Prompts
+from utils.roi import (
+    Roi,
+    crop_roi,
+    crop_roi_nearest,
+    normalise,
+    paste_roi,
+    resampled_range,
+)
+
+TARGET_SPACING = 1.5  # mm; the resolution of the published training data
+PROMPT_RADIUS = 10  # original voxels round a prompt that count as the prompt, as published
+
+POLICIES = ("baseline",)
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Query:
+    """One object's call of the network: where it looks, and the one positive point there."""
+
+    label: int
+    roi: Roi
+    point_roi: Index3
+
+
+def baseline_prompt(prompts: Prompts) -> tuple[float, float, float] | None:
+    """The one point (z, y, x) that the published method uses, or None if it does nothing.
+
+    Its order is the box's centre, foreground clicks, background clicks; the last one counts, and
+    a background click means "leave the object as it is".
+    """
+    foreground = [click.point for click in prompts.clicks if click.is_foreground]
+    if len(foreground) < len(prompts.clicks):
+        return None
+    if foreground:
+        return foreground[-1]
+    if prompts.box is None:
+        return None
+    low, high = prompts.box.start, prompts.box.stop
+    z, y, x = ((a + b - 1) / 2 for a, b in zip(low, high, strict=True))
+    return z, y, x
+
+
+def baseline_query(
+    label: int, point: tuple[float, float, float], case: Case, size: int, rng: np.random.RandomState
+) -> Query:
+    """Centre the ROI on the cube round the prompt, and draw a voxel of that cube as the point."""
+    sz, sy, sx = case.spacing
+    step = (TARGET_SPACING / sz, TARGET_SPACING / sy, TARGET_SPACING / sx)
+    start, cube = [], []  # per axis, on the resampled grid
+    for p, t, n in zip(point, step, case.shape, strict=True):
+        low, high = max(int(p - PROMPT_RADIUS), 0), min(int(p + PROMPT_RADIUS) + 1, n)
+        first, last = resampled_range(low, high, t, n)
+        start.append((first + last - size) // 2)  # as torchio.CropOrPad(mask_name=...)
+        cube.append((max(first, start[-1]), min(last, start[-1] + size)))
+    sides = [last - first for first, last in cube]
+    drawn = np.unravel_index(rng.randint(np.prod(sides)), sides)
+    z, y, x = (int(d) + first - s for d, (first, _), s in zip(drawn, cube, start, strict=True))
+    roi = Roi(size, (start[0], start[1], start[2]), step, case.shape)
+    return Query(label, roi, (z, y, x))
+
+
+def baseline_queries(case: Case, size: int, seed: int) -> Iterator[Query]:
+    """The calls that the published method makes for a case, in the order of its objects."""
+    rng = np.random.RandomState(seed)
+    for i, prompts in enumerate(case.objects):
+        point = baseline_prompt(prompts)
+        if point is not None:
+            yield baseline_query(i + 1, point, case, size, rng)
+
+
+def predict_rois(model: Sam3D, case: Case, queries: list[Query], precision: str) -> np.ndarray:
+    """Run the network on a batch of queries -> (B, S, S, S) bool."""
+    device, stride = model.device, model.img_size // model.mask_size
+    images = torch.stack([normalise(crop_roi(case.image, query.roi)) for query in queries])
+    masks = np.zeros((len(queries), *[model.mask_size] * 3), np.float32)
+    if case.prev_pred is not None:
+        for mask, query in zip(masks, queries, strict=True):
+            mask[:] = crop_roi_nearest(case.prev_pred, query.roi, stride) == query.label
+    points = torch.tensor([[query.point_roi] for query in queries], dtype=torch.float32)
+    labels = torch.ones(len(queries), 1, dtype=torch.int64)
+
+    dtype = PRECISIONS[precision]
+    autocast = nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype)
+    with torch.inference_mode(), autocast:
+        embedding = model.encode(images[:, None].to(device))
+        low_res_mask, _ = model.decode(
+            embedding,
+            points=(points.to(device), labels.to(device)),
+            mask_prompt=torch.from_numpy(masks)[:, None].to(device),
+        )
+        logits = model.upscale(low_res_mask)
+    return (logits[:, 0] > MASK_THRESHOLD).cpu().numpy()
+
+
+def predict_case(
+    model: Sam3D,
+    case: Case,
+    policy: str = "baseline",
+    seed: int = 0,
+    batch_size: int | None = None,
+    precision: str = "fp32",
+) -> np.ndarray:
+    """Segment the objects of a case.
+
+    Args:
+        model: In eval mode, on the device to use.
+        case: As `read_case` returns it.
+        policy: One of POLICIES.
+        seed: Of the points that `baseline` draws; the same for each case, whatever came before.
+        batch_size: Objects that go through the network together; None: 8 on a GPU, 1 on a CPU,
+            where more of them are slower.
+        precision: One of PRECISIONS; other than fp32 it is autocast.
+
+    Returns:
+        (D, H, W) uint8, object i of the case as label i, a later object over an earlier one.
+    """
+    assert policy in POLICIES, policy
+    seg = np.zeros(case.shape, np.uint8) if case.prev_pred is None else case.prev_pred.copy()
+    queries = baseline_queries(case, model.img_size, seed)
+    batch_size = batch_size or (1 if model.device.type == "cpu" else 8)
+    while batch := list(islice(queries, batch_size)):
+        for query, mask_roi in zip(batch, predict_rois(model, case, batch, precision), strict=True):
+            region, mask = paste_roi(mask_roi, query.roi)
+            # The published method unites each object with its part of prev_pred and paints them in
+            # order: the highest label that claims a voxel keeps it.
+            np.maximum(seg[region], np.uint8(query.label) * mask, out=seg[region])
+    return seg

@@ -1,0 +1,33 @@
+"""What a user says about an object: a box and clicks, in voxels of the original volume."""
+
+from dataclasses import dataclass
+
+Index3 = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A half-open region [start, stop) in (z, y, x).
+
+    z is exact; y and x come from slice `z_mid` alone, so the object may be wider elsewhere.
+    """
+
+    start: Index3
+    stop: Index3
+    z_mid: int
+
+
+@dataclass(frozen=True)
+class Click:
+    """A voxel (z, y, x) inside the object, or outside of it."""
+
+    point: Index3
+    is_foreground: bool
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of one object; `clicks` in the order in which they were made."""
+
+    box: Box | None = None
+    clicks: tuple[Click, ...] = ()

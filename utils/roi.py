@@ -1,0 +1,135 @@
+"""The cube that the network sees: from the original grid into it and back, and normalised.
+
+No volume is ever resampled beyond the ROI.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.prompts import Index3
+
+
+@dataclass(frozen=True)
+class Roi:
+    """A cube of voxels on a grid resampled from the original one; all in (z, y, x).
+
+    Voxel i of an axis of the resampled grid lies at (i + 0.5) * step - 0.5 in voxels of the
+    original axis: the outer edges agree (as in torchio.Resample until version 0.20). A position
+    outside the original volume holds 0.
+
+    Attributes:
+        size: Voxels along each side of the cube.
+        start: First voxel of the cube on the resampled grid; may lie outside of it.
+        step: Original voxels per resampled voxel.
+        shape: Of the original volume.
+    """
+
+    size: int
+    start: Index3
+    step: tuple[float, float, float]
+    shape: Index3
+
+    @property
+    def resampled_shape(self) -> Index3:
+        return resampled_shape(self.shape, self.step)
+
+    def positions(self, axis: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of the cube's voxels along an axis: original voxel coordinates, and which are inside."""
+        n, step = self.shape[axis], self.step[axis]
+        index = np.arange(self.size) + self.start[axis]
+        position = (index + 0.5) * step - 0.5
+        inside = (0 <= index) & (index < self.resampled_shape[axis])
+        return position, inside & (-0.5 <= position) & (position < n - 0.5)
+
+
+def resampled_shape(shape: Index3, step: tuple[float, float, float]) -> Index3:
+    """Size of the resampled grid; an axis of one voxel stays one."""
+    d, h, w = (1 if n == 1 else int(np.ceil(n / t)) for n, t in zip(shape, step, strict=True))
+    return d, h, w
+
+
+def resampled_range(start: int, stop: int, step: float, n: int) -> tuple[int, int]:
+    """Half-open [start, stop) on an original axis of n voxels -> on the resampled one.
+
+    These are the voxels whose nearest original voxel lies in the range, or, if a fine spacing
+    leaves none, the one voxel that holds the middle of the range.
+    """
+    size = resampled_shape((n, n, n), (step, step, step))[0]
+    # Nearest means position + 0.5 rounded down: start <= (i + 0.5) * step < stop.
+    inside = np.arange(size)
+    nearest = (inside + 0.5) * step
+    inside = inside[(start <= nearest) & (nearest < min(stop, n))]
+    if len(inside):
+        return int(inside[0]), int(inside[-1]) + 1
+    middle = min(int((start + stop) / 2 / step), size - 1)
+    return middle, middle + 1
+
+
+def crop_roi(image: np.ndarray, roi: Roi) -> Tensor:
+    """Linear interpolation of a (D, H, W) image on the ROI -> (S, S, S) float32.
+
+    Equal to SimpleITK's linear resampler to the last float32 bits.
+    """
+    x = torch.from_numpy(image)
+    is_inside = torch.ones((), dtype=torch.bool)
+    weights = []
+    for axis, n in enumerate(roi.shape):
+        position, inside = roi.positions(axis)
+        low = np.floor(position).astype(np.int64)
+        along = [-1 if i == axis else 1 for i in range(3)]
+        is_inside = is_inside & torch.from_numpy(inside).view(along)
+        pair = np.clip([low, low + 1], 0, n - 1)
+        rows, pair = np.unique(pair, return_inverse=True)  # read each slice once
+        x = x.index_select(axis, torch.from_numpy(rows))
+        fraction = torch.from_numpy((position - low).astype(np.float32)).view(along)
+        weights.append((torch.from_numpy(pair), fraction))
+    for axis, (pair, fraction) in enumerate(weights):
+        below, above = (x.index_select(axis, index).float() for index in pair)
+        x = torch.lerp(below, above, fraction)
+    return torch.where(is_inside, x, 0.0)
+
+
+def crop_roi_nearest(labels: np.ndarray, roi: Roi, stride: int = 1) -> np.ndarray:
+    """The labels nearest to each `stride`-th voxel of the ROI, (S / stride, ...), 0 outside."""
+    indices, insides = [], []
+    for axis, n in enumerate(roi.shape):
+        position, inside = roi.positions(axis)
+        nearest = np.floor(position + 0.5).astype(np.int64)
+        indices.append(np.clip(nearest, 0, n - 1)[::stride])
+        insides.append(inside[::stride])
+    z, y, x = insides
+    is_inside = z[:, None, None] & y[:, None] & x
+    return np.where(is_inside, labels[np.ix_(*indices)], 0)
+
+
+def paste_roi(mask_roi: np.ndarray, roi: Roi) -> tuple[tuple[slice, slice, slice], np.ndarray]:
+    """Nearest resampling of an (S, S, S) mask back to the original grid.
+
+    Returns:
+        The region of the original volume that the ROI covers, and the mask there; outside of the
+        region it is empty.
+    """
+    region, indices = [], []
+    for n, size, start in zip(roi.shape, roi.resampled_shape, roi.start, strict=True):
+        # As F.interpolate(mode="nearest") does it, in float32 like it.
+        index = np.floor(np.arange(n, dtype=np.float32) * np.float32(size / n)).astype(np.int64)
+        index = np.minimum(index, size - 1) - start
+        covered = np.flatnonzero((0 <= index) & (index < roi.size))
+        first, last = (covered[0], covered[-1] + 1) if len(covered) else (0, 0)
+        region.append(slice(int(first), int(last)))
+        indices.append(index[first:last])
+    return (region[0], region[1], region[2]), mask_roi[np.ix_(*indices)]
+
+
+def normalise(image_roi: Tensor) -> Tensor:
+    """Z-normalise by the voxels above 0 (unbiased standard deviation), padding included.
+
+    Where these voxels are none, or all equal, the scale is left as it is.
+    """
+    values = image_roi[image_roi > 0].double()
+    mean = values.mean() if len(values) else values.new_zeros(())
+    std = values.std() if len(values) > 1 else values.new_zeros(())
+    return (image_roi - mean.float()) / (std.float() if std > 0 else 1.0)
