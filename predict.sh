@@ -1,0 +1,8 @@
+#!/bin/sh
+# Segment every case of inputs/ into outputs/. Options go on to infer.py: sh predict.sh --help
+set -eu
+root=$(cd "$(dirname "$0")" && pwd)
+requirements=requirements.txt
+modules="torch prefetch_generator tqdm"
+. "$root/utils/environment.sh"
+exec "$PYTHON" "$root/infer.py" --inputs "$root/inputs" --outputs "$root/outputs" "$@"

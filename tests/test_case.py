@@ -1,0 +1,339 @@
+"""Reading and writing cases: each kind of good file, and each message for a bad one."""
+
+import errno
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import SHAPE, as_objects, case_arrays, inclusive_box
+from utils import case as case_module
+from utils import safe_pickle
+from utils.case import CaseError, read_case, write_case
+from utils.prompts import Box, Click
+
+BOXES = case_arrays()["boxes"]
+
+
+def clicks_of(*entries) -> np.ndarray:
+    return as_objects([{"fg": fg, "bg": bg} for fg, bg in entries])
+
+
+def test_spacing_becomes_z_y_x_and_boxes_half_open(write_npz):
+    case = read_case(write_npz())
+    assert case.name == "case.npz" and case.shape == SHAPE and case.rounds == 1
+    assert case.spacing == (3.0, 1.0, 0.5)  # stored (0.5, 1.0, 3.0)
+    assert case.objects[0].box == Box((2, 3, 4), (7, 9, 11), 4)
+    assert case.prev_pred is None
+
+
+def test_clicks_come_in_the_order_they_were_made(write_npz):
+    clicks = clicks_of(([[1, 2, 3], [4, 5, 6]], [[7, 8, 9]]), ([], []))
+    order = as_objects([["fg", "bg", "fg"], [None, None, None]])
+    case = read_case(write_npz(clicks=clicks, clicks_order=order))
+    made = [Click((1, 2, 3), True), Click((7, 8, 9), False), Click((4, 5, 6), True)]
+    assert case.objects[0].clicks == tuple(made)
+    assert case.objects[1].clicks == () and case.objects[1].box is not None
+    assert case.rounds == 4
+
+
+def test_clicks_without_boxes_and_without_order(write_npz):
+    path = write_npz(boxes=None, clicks=clicks_of(([[1, 2, 3]], [[0, 0, 0]])))
+    case = read_case(path)
+    assert case.objects[0].box is None and case.rounds == 2
+    assert [click.is_foreground for click in case.objects[0].clicks] == [True, False]
+
+
+@pytest.mark.parametrize("as_object", [True, False])
+def test_rectangular_lists_may_be_saved_as_2d_arrays(write_npz, as_object):
+    order = np.array([["fg"], ["bg"]], dtype=object if as_object else None)
+    points = np.array([[1, 2, 3]])
+    clicks = as_objects([{"fg": points, "bg": []}, {"fg": [], "bg": points.astype(float)}])
+    case = read_case(write_npz(clicks=clicks, clicks_order=order))
+    assert [o.clicks for o in case.objects] == [
+        (Click((1, 2, 3), True),),
+        (Click((1, 2, 3), False),),
+    ]
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, float])
+def test_numpy_numbers_in_boxes(write_npz, kind):
+    boxes = as_objects([{k: kind(v) for k, v in box.items()} for box in BOXES])
+    assert read_case(write_npz(boxes=boxes)).objects == read_case(write_npz()).objects
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+def test_any_pickle_protocol_that_numpy_wrote(protocol, tmp_path):
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": "|O", "fortran_order": False, "shape": (2,)}
+    )
+    buffer.write(pickle.dumps(BOXES, protocol=protocol))
+    arrays = case_arrays(boxes=None)
+    np.savez(tmp_path / "case.npz", **arrays)
+    with zipfile.ZipFile(tmp_path / "case.npz", "a") as archive:
+        archive.writestr("boxes.npy", buffer.getvalue())
+    assert len(read_case(tmp_path / "case.npz").objects) == 2
+
+
+@pytest.mark.parametrize(
+    "dtype, kept", [("uint8", "uint8"), ("int16", "uint8"), (">i4", "uint8"), ("f8", "float32")]
+)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_images_of_other_types_keep_their_values(write_npz, dtype, kept, order):
+    values = case_arrays()["imgs"].astype(dtype, order=order)
+    image = read_case(write_npz(imgs=values)).image
+    assert image.dtype == kept
+    np.testing.assert_array_equal(image, values)
+
+
+def test_prev_pred_is_read(write_npz):
+    labels = np.zeros(SHAPE, np.int32)
+    labels[1, 2, 3] = 2
+    prev_pred = read_case(write_npz(prev_pred=labels)).prev_pred
+    assert prev_pred.dtype == np.uint8 and prev_pred[1, 2, 3] == 2
+
+
+def box_with(**changes) -> np.ndarray:
+    box = inclusive_box((2, 3, 4), (7, 9, 11)) | changes
+    return as_objects([{k: v for k, v in box.items() if v is not None}, BOXES[1]])
+
+
+def image_with(value: float, shape=SHAPE) -> np.ndarray:
+    image = np.ones(shape, np.float32)
+    image.flat[-1:] = value
+    return image
+
+
+CLICK = ([[1, 2, 3]], [])
+BAD = {
+    "no imgs": (dict(imgs=None), "expected a volume in imgs, got none"),
+    "2D imgs": (dict(imgs=np.ones((4, 5))), r"imgs must be 3D \(z, y, x\), got shape \(4, 5\)"),
+    "4D imgs": (dict(imgs=np.ones((1, 4, 5, 6))), "imgs must be 3D"),
+    "empty volume": (dict(imgs=np.ones((0, 5, 6))), r"imgs must hold voxels, got shape \(0, 5"),
+    "blank volume": (dict(imgs=image_with(0) * 0), "imgs must hold a voxel above 0"),
+    "NaN": (dict(imgs=image_with(np.nan)), r"imgs must lie in 0\.\.255 .* got nan"),
+    "infinity": (dict(imgs=image_with(np.inf)), r"imgs must lie in 0\.\.255 .* got 1.0..inf"),
+    "HU": (dict(imgs=image_with(-1024)), r"imgs must lie in 0\.\.255 .* got -1024.0..1.0"),
+    "text imgs": (dict(imgs=np.array([["a"]])), "imgs: expected numbers, got dtype <U1"),
+    "object imgs": (dict(imgs=as_objects([1, 2])), "imgs: expected numbers, got dtype object"),
+    "no spacing": (dict(spacing=None), "expected spacing, got none"),
+    "zero spacing": (dict(spacing=np.array([1.0, 0, 1])), "3 positive numbers in mm, got .1.0, 0"),
+    "negative spacing": (dict(spacing=np.array([1, -1, 1])), "3 positive numbers in mm"),
+    "NaN spacing": (dict(spacing=np.array([1, np.nan, 1])), "3 positive numbers in mm"),
+    "2 spacings": (dict(spacing=np.array([1.0, 1.0])), "3 positive numbers in mm"),
+    "no prompts": (dict(boxes=None), "expected prompts in boxes or clicks, got neither"),
+    "only empty clicks": (
+        dict(boxes=None, clicks=clicks_of(([], []))),
+        "expected prompts, got no boxes and only empty lists of clicks",
+    ),
+    "no objects": (dict(boxes=as_objects([])), "expected 1 to 255 objects .* got 0"),
+    "256 objects": (dict(boxes=as_objects([BOXES[0]] * 256)), "1 to 255 objects .* got 256"),
+    "unequal lists": (
+        dict(clicks=clicks_of(CLICK)),
+        "one entry per object in each list, got lengths {'boxes': 2, 'clicks': 1}",
+    ),
+    "unequal order": (
+        dict(clicks=clicks_of(CLICK, CLICK), clicks_order=as_objects([["fg"]])),
+        "one entry per object in each list",
+    ),
+    "numeric boxes": (dict(boxes=np.zeros((2, 6))), "boxes: expected an array of objects"),
+    "one box": (dict(boxes=np.array(BOXES[0], object)), "boxes: expected one entry per object"),
+    "list as box": (dict(boxes=as_objects([[1], [2]])), "box of object 1: expected a dict"),
+    "box keys missing": (dict(boxes=box_with(z_mid_x_max=None)), r"missing \['z_mid_x_max'\]"),
+    "box outside": (dict(boxes=box_with(z_mid_x_max=18)), "x min <= x max <= 17, got 4..18"),
+    "box below 0": (dict(boxes=box_with(z_min=-1)), "0 <= z min <= z max <= 9, got -1..6"),
+    "inverted box": (dict(boxes=box_with(z_mid_y_min=9)), "y min <= y max <= 13, got 9..8"),
+    "z_mid outside": (dict(boxes=box_with(z_mid=7)), r"expected z_mid in 2\.\.6, got 7"),
+    "fractional box": (dict(boxes=box_with(z_min=1.5)), "expected integers"),
+    "text in box": (dict(boxes=box_with(z_min="2")), "expected integers"),
+    "infinite box": (dict(boxes=box_with(z_max=np.inf)), "expected integers"),
+    "click outside": (
+        dict(clicks=clicks_of(([[1, 14, 3]], []), CLICK)),
+        r"click of object 1: expected a voxel \[z, y, x\] of \(10, 14, 18\), got \[1, 14, 3\]",
+    ),
+    "negative click": (dict(clicks=clicks_of(CLICK, ([], [[-1, 0, 0]]))), "click of object 2"),
+    "2D click": (dict(clicks=clicks_of(CLICK, ([[1, 2]], []))), r"expected \[z, y, x\], got"),
+    "number as clicks": (dict(clicks=clicks_of(CLICK, (3, []))), "expected a list"),
+    "unknown kind": (
+        dict(clicks=as_objects([{"FG": []}, {"fg": []}])),
+        "clicks of object 1: expected {'?\"?fg",
+    ),
+    "order of other length": (
+        dict(clicks=clicks_of(CLICK, CLICK), clicks_order=as_objects([["fg"], [None]])),
+        "clicks of object 2: expected 1 fg in clicks_order, got 0",
+    ),
+    "unknown order": (
+        dict(clicks=clicks_of(CLICK, CLICK), clicks_order=as_objects([["fg"], ["fg", "no"]])),
+        "clicks_order of object 2: expected fg, bg or None",
+    ),
+    "prev_pred of another shape": (
+        dict(prev_pred=np.zeros((10, 18, 14), np.uint8)),
+        r"expected prev_pred of shape \(10, 14, 18\) as imgs, got \(10, 18, 14\)",
+    ),
+    "prev_pred with other labels": (
+        dict(prev_pred=np.full(SHAPE, 3)),
+        r"expected prev_pred of labels 0\.\.2, got int64 3\.\.3",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_content_names_the_case_the_expected_and_the_actual(name, write_npz):
+    changes, message = BAD[name]
+    with pytest.raises(CaseError, match=message) as info:
+        read_case(write_npz("patient 7.npz", **changes))
+    assert str(info.value).startswith("patient 7.npz: ")
+
+
+def test_not_a_zip_and_truncated(write_npz, tmp_path):
+    path = tmp_path / "text.npz"
+    path.write_text("hello")
+    with pytest.raises(CaseError, match="text.npz: expected a whole .npz"):
+        read_case(path)
+    whole = write_npz().read_bytes()
+    for length in range(0, len(whole), len(whole) // 20):
+        path.write_bytes(whole[:length])
+        with pytest.raises(CaseError, match="text.npz: expected a whole .npz"):
+            read_case(path)
+
+
+def test_flipped_bytes_raise_no_other_error(write_npz, tmp_path):
+    whole = write_npz().read_bytes()
+    path = tmp_path / "case.npz"
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(300):
+        content = bytearray(whole)
+        content[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        path.write_bytes(content)
+        try:
+            outcomes.add(read_case(path).name)
+        except CaseError:
+            outcomes.add("refused")
+    assert outcomes == {"case.npz", "refused"}
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, (f"touch {Evil.marker}",)
+
+
+class EvilDtype:
+    """An 'O8' dtype that claims to hold no references, so that numbers become pointers."""
+
+    def __reduce__(self):
+        state = (3, "|", None, None, None, -1, -1, 0)
+        return np.dtype, ("O8", False, True), state
+
+
+@pytest.mark.parametrize("key", ["boxes", "clicks", "clicks_order"])
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(key, write_npz, tmp_path):
+    Evil.marker = tmp_path / "marker"
+    path = write_npz(**({"clicks": clicks_of(CLICK, CLICK)} | {key: as_objects([Evil(), Evil()])}))
+    with pytest.raises(CaseError, match=f"{key}: expected plain lists and dicts, got: .*system"):
+        read_case(path)
+    assert not Evil.marker.exists()
+    np.load(path, allow_pickle=True)[key]
+    assert Evil.marker.exists()  # the file does run code where it is allowed to
+
+
+def forged_array(dtype, data: bytes) -> bytes:
+    """A pickled numpy array of that dtype and raw content."""
+
+    class Forged:
+        def __reduce__(self):
+            array = (np.ndarray, (0,), b"b")
+            return np._core.multiarray._reconstruct, array, (1, (2,), dtype, False, data)
+
+    return pickle.dumps(Forged(), protocol=4)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        forged_array(np.dtype("O"), bytes(16)),  # raw bytes as object pointers
+        forged_array(EvilDtype(), b"\x41" * 16),
+        forged_array(np.dtype("V8"), bytes(16)),
+        forged_array(np.dtype("i8"), bytes(8)),  # fewer values than its shape
+        pickle.dumps(np.load),
+        pickle.dumps(Path("x")),
+        pickle.dumps({1, 2}),
+        b"\x80\x04cnumpy\nndarray\n}\x8c\x03anyK\x01s\x86b.",  # sets an attribute of a class
+        b"\x80\x04N" + b"r\xff\xff\xff\x7f" + b".",  # memo index 2^31: gigabytes in C
+        b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f",  # bytes of length 2^63
+        b"\x80\x04]" + b"]" * 100_000,
+        b"",
+        b"garbage",
+    ],
+)
+def test_forged_pickles_are_refused_without_harm(content):
+    try:
+        value = safe_pickle.loads(content)
+    except pickle.UnpicklingError:
+        return
+    assert value is None or isinstance(value, (list, set))  # plain: what is checked next refuses it
+
+
+def test_sizes_are_limited_before_memory_is_taken(write_npz, monkeypatch):
+    monkeypatch.setattr(case_module, "MAX_VOXELS", 2519)
+    with pytest.raises(CaseError, match=r"imgs: expected at most 2519 values, got shape \(10, 14"):
+        read_case(write_npz())
+    monkeypatch.undo()
+    monkeypatch.setattr(safe_pickle, "MAX_PICKLE_BYTES", 100)
+    with pytest.raises(CaseError, match="boxes: expected at most 100 bytes, got"):
+        read_case(write_npz())
+
+
+def test_a_member_that_claims_another_size_is_refused(tmp_path):
+    """A header of terabytes over a few bytes, and few bytes over a bomb of zeros."""
+    arrays = case_arrays(imgs=None)
+    for shape, size in [((10**4, 10**4, 10), 8), ((2, 2, 2), 10**7), ((10**6,) * 3, 8)]:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": "|u1", "fortran_order": False, "shape": shape}
+        )
+        np.savez(tmp_path / "case.npz", **arrays)
+        with zipfile.ZipFile(tmp_path / "case.npz", "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("imgs.npy", header.getvalue() + bytes(size))
+        with pytest.raises(CaseError, match="imgs: expected"):
+            read_case(tmp_path / "case.npz")
+
+
+def test_limit_of_clicks(write_npz, monkeypatch):
+    monkeypatch.setattr(case_module, "MAX_CLICKS", 3)
+    with pytest.raises(CaseError, match="at most 3 clicks"):
+        read_case(write_npz(clicks=clicks_of(([[1, 2, 3]] * 2, [[1, 1, 1]] * 2), CLICK)))
+
+
+def test_output_is_what_the_challenge_reads(tmp_path):
+    segs = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    write_case(tmp_path / "case.npz", segs)
+    with np.load(tmp_path / "case.npz") as file:
+        assert file.files == ["segs"] and file["segs"].dtype == np.uint8
+        np.testing.assert_array_equal(file["segs"], segs)
+    assert os.listdir(tmp_path) == ["case.npz"]
+    mode = (tmp_path / "case.npz").stat().st_mode
+    umask = os.umask(0)
+    os.umask(umask)
+    assert mode & 0o777 == 0o666 & ~umask  # the user outside of a container can read it
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_output_and_no_part(step, tmp_path, monkeypatch):
+    write_case(tmp_path / "case.npz", np.ones((2, 3, 4), np.uint8))
+    before = (tmp_path / "case.npz").read_bytes()
+
+    def fail(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_case(tmp_path / "case.npz", np.zeros((2, 3, 4), np.uint8))
+    monkeypatch.undo()
+    assert (tmp_path / "case.npz").read_bytes() == before
+    assert os.listdir(tmp_path) == ["case.npz"]

@@ -1,0 +1,214 @@
+"""Every layout of checkpoint, and each message for one that can't be used."""
+
+import argparse
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import TINY
+from seeded import published_weights
+from segment_anything import sam_model_registry3D
+from utils.checkpoint import BOX_EMBEDDINGS, CheckpointError, build_model, read_checkpoint
+from utils.published import CHECKPOINT_ORDER, PUBLISHED, find_checkpoint
+
+META = {"model_args": TINY}
+
+
+def save(path, content):
+    torch.save(content, path)
+    return path
+
+
+def load(path):
+    return build_model(read_checkpoint(path))
+
+
+def is_equal(a, b) -> bool:
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+LAYOUTS = {
+    "model_state_dict": lambda weights: META | {"model_state_dict": weights},
+    "state_dict": lambda weights: META | {"state_dict": weights},
+    "bare": lambda weights: META | weights,
+    "module prefix": lambda weights: (
+        META | {"model_state_dict": {f"module.{key}": value for key, value in weights.items()}}
+    ),
+    "training state": lambda weights: (
+        META
+        | {
+            "epoch": 3,
+            "model_state_dict": weights,
+            "optimizer_state_dict": {"state": {}, "param_groups": [{"lr": 1e-4}]},
+            "losses": [1.0, 0.5],
+            "args": argparse.Namespace(lr=1e-4, task_name="x"),
+            "used_datas": ["a", "b"],
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_layouts_of_pth_files(layout, zipped, tmp_path, tiny_model):
+    path = tmp_path / "model.pth"
+    content = LAYOUTS[layout](tiny_model.state_dict())
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    model = load(path)
+    assert is_equal(model, tiny_model) and not model.training
+
+
+def test_safetensors_with_its_metadata_and_half_precision(tmp_path, tiny_model):
+    from safetensors.torch import save_file
+
+    weights = {key: value.half().contiguous() for key, value in tiny_model.state_dict().items()}
+    metadata = {"sam_med3d": json.dumps({"model_args": TINY, "policy": "other"})}
+    save_file(weights, tmp_path / "model.safetensors", metadata)
+    checkpoint = read_checkpoint(tmp_path / "model.safetensors")
+    assert checkpoint.policy == "other"
+    model = build_model(checkpoint)
+    for key, value in model.state_dict().items():
+        assert value.dtype == torch.float32 and torch.equal(value, weights[key].float())
+
+
+def test_two_embeddings_get_corners_at_zero_with_a_notice(tmp_path, tiny_model):
+    weights = {k: v for k, v in tiny_model.state_dict().items() if k not in BOX_EMBEDDINGS}
+    checkpoint = read_checkpoint(save(tmp_path / "old.pth", META | {"state_dict": weights}))
+    assert "2 point embeddings" in checkpoint.notices[0]
+    model = build_model(checkpoint)
+    for name in BOX_EMBEDDINGS:
+        assert not model.state_dict()[name].any()
+
+
+def test_a_published_file_loads_strictly(tmp_path):
+    weights = published_weights()
+    path = save(tmp_path / "sam_med3d_turbo_cvpr_coreset.pth", {"model_state_dict": weights})
+    model = load(path)
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+
+
+def test_a_mismatch_names_the_tensors(tmp_path, tiny_model):
+    weights = tiny_model.state_dict()
+    del weights["mask_decoder.iou_token.weight"]
+    weights["extra.weight"] = torch.zeros(1)
+    weights["image_encoder.pos_embed"] = torch.zeros(1, 2, 2, 2, 48)
+    path = save(tmp_path / "wrong.pth", META | {"model_state_dict": weights})
+    with pytest.raises(CheckpointError) as info:
+        load(path)
+    assert str(info.value) == (
+        "wrong.pth: tensors do not fit the network. 1 missing: mask_decoder.iou_token.weight; "
+        "1 unexpected: extra.weight; 1 misshapen: image_encoder.pos_embed (expected "
+        "(1, 4, 4, 4, 48), got (1, 2, 2, 2, 48))"
+    )
+
+
+def test_many_mismatches_are_counted(tmp_path, tiny_model):
+    path = save(tmp_path / "wrong.pth", {"model_state_dict": tiny_model.state_dict()})
+    with pytest.raises(CheckpointError, match="missing: .*, and [0-9]+ more; "):
+        load(path)  # the weights of a tiny network for the full-size one
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, (f"touch {Evil.marker}",)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_and_not_run(tmp_path, tiny_model):
+    Evil.marker = tmp_path / "marker"
+    content = META | {"model_state_dict": tiny_model.state_dict(), "x": Evil()}
+    path = save(tmp_path / "evil.pth", content)
+    with pytest.raises(CheckpointError, match="evil.pth: refused, .* would run code"):
+        read_checkpoint(path)
+    assert not Evil.marker.exists()
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("text.pth", b"hello", "text.pth: "),
+        ("empty.pth", b"", "empty.pth: not a PyTorch checkpoint"),
+        ("text.safetensors", b"hello", "text.safetensors: not a safetensors file"),
+    ],
+)
+def test_other_files_are_refused(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ([1, 2], "expected a dict, got list"),
+        ({"epoch": 3}, "expected named tensors, got keys .'epoch'."),
+        ({"model_type": "vit_x", "state_dict": {"a": torch.zeros(1)}}, "a model_type of .*'vit_x'"),
+        ({"model_args": {"img_size": 30}, "state_dict": {"a": torch.zeros(1)}}, "model_args do no"),
+        ({"model_args": {"wings": 2}, "state_dict": {"a": torch.zeros(1)}}, "model_args do not"),
+    ],
+)
+def test_content_that_is_no_checkpoint(content, message, tmp_path):
+    with pytest.raises(CheckpointError, match=message):
+        load(save(tmp_path / "model.pth", content))
+
+
+def test_truncated_checkpoint(tmp_path, tiny_checkpoint):
+    path = tmp_path / "part.pth"
+    path.write_bytes(tiny_checkpoint.read_bytes()[:-2000])
+    with pytest.raises(CheckpointError, match="part.pth: "):
+        read_checkpoint(path)
+
+
+def test_loading_initialises_nothing(tiny_checkpoint, monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError("initialised a tensor")
+
+    for name in ("_no_grad_uniform_", "_no_grad_normal_"):
+        monkeypatch.setattr(torch.nn.init, name, fail)
+    load(tiny_checkpoint)
+    with pytest.raises(AssertionError):
+        sam_model_registry3D["vit_b_ori"](**TINY)
+
+
+def test_order_of_checkpoints(tmp_path):
+    assert find_checkpoint(tmp_path) is None
+    for name in reversed(CHECKPOINT_ORDER):
+        (tmp_path / name).touch()
+        assert find_checkpoint(tmp_path) == tmp_path / name
+    assert set(PUBLISHED) < set(CHECKPOINT_ORDER)
+
+
+def test_medim_creates_the_network_with_four_embeddings(tiny_checkpoint, tiny_model):
+    import medim
+
+    from utils.medim_backend import register_medim
+
+    register_medim()
+    model = medim.create_model("SAM-Med3D", pretrained=True, checkpoint_path=str(tiny_checkpoint))
+    assert is_equal(model, tiny_model)
+    assert set(BOX_EMBEDDINGS) < set(model.state_dict())
+    fresh = medim.create_model("SAM-Med3D", **TINY)
+    assert fresh.state_dict().keys() == tiny_model.state_dict().keys()
+    with pytest.raises(ValueError, match="a checkpoint sets the sizes itself"):
+        medim.create_model("SAM-Med3D", pretrained=True, checkpoint_path="x", depth=3)
+
+
+@pytest.mark.slow
+def test_medims_network_gives_the_same_segmentation(shared):
+    """The whole pipeline on an independent implementation, full size."""
+    from pathlib import Path
+
+    from utils.case import read_case
+    from utils.checkpoint import Checkpoint
+    from utils.medim_backend import build_medim_model
+    from utils.policy import predict_case
+
+    checkpoint = Checkpoint(Path("seeded"), published_weights())
+    case = read_case(shared / "parity" / "infer" / "small_volume_padded.npz")
+    ours = predict_case(build_model(checkpoint), case)
+    theirs = predict_case(build_medim_model(checkpoint), case)
+    assert (ours != theirs).mean() < 1e-4
+    assert np.unique(ours).tolist() == [0, 1, 2]

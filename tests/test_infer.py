@@ -1,0 +1,288 @@
+"""infer.py and predict.sh from files to files, on a tiny network with random weights."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import infer
+from conftest import ROOT, SHAPE, as_objects
+from utils.case import read_case
+from utils.policy import predict_case
+
+
+@pytest.fixture
+def run(tmp_path, tiny_checkpoint, capsys):
+    """Runs infer.py on tmp_path/inputs -> (status, stdout, stderr)."""
+
+    def call(*options: str, checkpoint=tiny_checkpoint):
+        args = ["--inputs", str(tmp_path / "inputs"), "--outputs", str(tmp_path / "outputs")]
+        args += ["--checkpoint", str(checkpoint), "--device", "cpu", *options]
+        status = infer.main(infer.get_args_parser().parse_args(args))
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def outputs(tmp_path) -> list[str]:
+    return sorted(os.listdir(tmp_path / "outputs")) if (tmp_path / "outputs").is_dir() else []
+
+
+def segs_of(path: Path) -> np.ndarray:
+    with np.load(path) as file:
+        return file["segs"]
+
+
+def test_every_case_of_a_folder_is_segmented(run, write_npz, tmp_path, tiny_model):
+    paths = [write_npz("b.npz"), write_npz("a.npz", prev_pred=np.ones(SHAPE, np.uint8))]
+    status, out, err = run("--seed", "5")
+    assert (status, err) == (0, "") and outputs(tmp_path) == ["a.npz", "b.npz"]
+    for path in paths:
+        expected = predict_case(tiny_model, read_case(path), seed=5)
+        np.testing.assert_array_equal(segs_of(tmp_path / "outputs" / path.name), expected)
+    lines = out.splitlines()
+    assert lines[0] == "tiny.pth: local network, baseline policy, fp32 on cpu"
+    assert lines[1].startswith("a.npz: objects 2, rounds of prompts 1, ")
+    assert "peak memory" in lines[1] and lines[2].startswith("b.npz: ")
+
+
+def test_one_file_as_input(run, write_npz, tmp_path):
+    write_npz("a.npz"), write_npz("b.npz")
+    status, *_ = run("--inputs", str(tmp_path / "inputs" / "b.npz"))
+    assert status == 0 and outputs(tmp_path) == ["b.npz"]
+
+
+def test_a_bad_case_does_not_stop_the_others(run, write_npz, tmp_path):
+    write_npz("a.npz", imgs=None), write_npz("b.npz"), write_npz("c.npz", spacing=None)
+    (tmp_path / "inputs" / "d.npz").write_bytes(b"PK")
+    status, out, err = run()
+    assert status == 1 and outputs(tmp_path) == ["b.npz"]
+    assert err.splitlines() == [
+        "FAILED a.npz: expected a volume in imgs, got none",
+        "FAILED c.npz: expected spacing, got none",
+        "FAILED d.npz: expected a whole .npz (zip) file, got: File is not a zip file",
+        "3 of 4 cases failed: a.npz, c.npz, d.npz",
+    ]
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC])
+def test_an_output_that_cannot_be_written_fails_its_case_alone(
+    code, run, write_npz, tmp_path, monkeypatch
+):
+    write_npz("a.npz"), write_npz("b.npz")
+    replace = os.replace
+
+    def fail_once(source, target):
+        if Path(target).name == "a.npz":
+            raise OSError(code, os.strerror(code))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_once)
+    status, _, err = run()
+    assert status == 1 and outputs(tmp_path) == ["b.npz"]
+    assert f"FAILED a.npz: [Errno {code}] {os.strerror(code)}" in err
+
+
+def test_an_outputs_folder_that_cannot_be_made(run, write_npz, tmp_path):
+    write_npz()
+    (tmp_path / "outputs").write_text("a file")
+    status, _, err = run()
+    assert status == 2 and "File exists" in err
+
+
+def test_empty_and_missing_inputs(run, tmp_path):
+    for _ in range(2):
+        status, _, err = run()
+        assert status == 2 and err.startswith("no cases: expected .npz files in ")
+        (tmp_path / "inputs").mkdir(exist_ok=True)
+
+
+def test_no_checkpoint_names_the_download_command(write_npz, tmp_path, monkeypatch, capsys):
+    path = write_npz()
+    monkeypatch.setattr(infer, "ROOT", tmp_path)
+    args = ["--inputs", str(path), "--outputs", str(tmp_path / "outputs")]
+    assert infer.main(infer.get_args_parser().parse_args(args)) == 2
+    assert "python ckpt/download.py sam_med3d_turbo_cvpr_coreset" in capsys.readouterr().err
+
+
+def test_the_checkpoint_in_ckpt_is_used(write_npz, tmp_path, tiny_checkpoint, monkeypatch, capsys):
+    path = write_npz()
+    (tmp_path / "ckpt").mkdir()
+    shutil.copy(tiny_checkpoint, tmp_path / "ckpt" / "sam_med3d_turbo.pth")
+    monkeypatch.setattr(infer, "ROOT", tmp_path)
+    args = ["--inputs", str(path), "--outputs", str(tmp_path / "outputs")]
+    assert infer.main(infer.get_args_parser().parse_args(args)) == 0
+    assert capsys.readouterr().out.startswith("sam_med3d_turbo.pth: local network")
+
+
+def test_a_missing_checkpoint_and_a_missing_device(run, write_npz, tmp_path):
+    write_npz()
+    status, _, err = run(checkpoint=tmp_path / "none.pth")
+    assert status == 2 and "none.pth" in err
+    status, _, err = run("--device", "cuda:77")
+    assert status == 2 and "--device cuda:77 can't be used" in err
+    assert outputs(tmp_path) == []
+
+
+@pytest.mark.parametrize("options", [("--seed", "-1"), ("--batch-size", "0"), ("--policy", "x")])
+def test_bad_options(options, run):
+    with pytest.raises(SystemExit) as info:
+        run(*options)
+    assert info.value.code == 2
+
+
+def test_medim_backend_refuses_other_sizes(run, write_npz):
+    write_npz()
+    status, _, err = run("--backend", "medim")
+    assert status == 2 and "medim builds the published network only" in err
+
+
+def test_help_comes_without_torch():
+    """Start-up is most of the time of a round: nothing heavy is imported before it is needed."""
+    code = "import sys, infer; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def predict_sh(cwd: Path, *options: str, script: Path = ROOT / "predict.sh", **variables: str):
+    environment = os.environ | {"PYTHON": sys.executable, "VIRTUAL_ENV": sys.prefix} | variables
+    return subprocess.run(
+        ["sh", script, *options], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+def test_predict_sh_from_another_folder(write_npz, tmp_path, tiny_checkpoint):
+    write_npz()
+    options = ["--inputs", "inputs", "--outputs", "out", "--checkpoint", str(tiny_checkpoint)]
+    result = predict_sh(tmp_path, *options)
+    assert result.returncode == 0, result.stderr
+    assert segs_of(tmp_path / "out" / "case.npz").shape == SHAPE
+
+
+def test_predict_sh_uses_its_own_inputs_and_outputs(write_npz, tmp_path, tiny_checkpoint):
+    """Without options, in a folder with a space in its name."""
+    clone = tmp_path / "a clone"
+    for name in ("predict.sh", "infer.py", "requirements.txt", "utils", "segment_anything"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        (clone / "ckpt").mkdir(parents=True, exist_ok=True)
+        copy(ROOT / name, clone / name)
+    shutil.copy(tiny_checkpoint, clone / "ckpt" / "sam_med3d_turbo.pth")
+    shutil.copytree(write_npz().parent, clone / "inputs")
+    result = predict_sh(tmp_path, script=clone / "predict.sh")
+    assert result.returncode == 0, result.stderr
+    assert os.listdir(clone / "outputs") == ["case.npz"]
+
+
+def fake_python(path: Path) -> Path:
+    """An interpreter without any module, that notes what it is asked and makes a fake .venv."""
+    path.write_text(
+        '#!/bin/sh\necho "$@" >>"$LOG"\n'
+        'case "$1 $2" in\n'
+        '"-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;\n'
+        '"-c "*) exit 1 ;;\n'
+        '"-m pip") [ ! -e "$LOG.offline" ] ;;\n'
+        "esac\n"
+    )
+    path.chmod(0o755)
+    return path
+
+
+def test_predict_sh_on_a_fresh_machine_installs_once(tmp_path):
+    for name in ("predict.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "utils", tmp_path / "utils")
+    python, log = fake_python(tmp_path / "python"), tmp_path / "log"
+
+    def call():
+        log.write_text("")
+        result = predict_sh(
+            tmp_path,
+            script=tmp_path / "predict.sh",
+            PYTHON=str(python),
+            LOG=str(log),
+            VIRTUAL_ENV="",
+            CONDA_PREFIX="",
+        )
+        return result, log.read_text()
+
+    (tmp_path / "log.offline").touch()
+    result, calls = call()
+    assert result.returncode == 1 and "infer.py" not in calls  # offline: stops, and says why
+
+    (tmp_path / "log.offline").unlink()
+    result, calls = call()  # takes the installation up again
+    assert result.returncode == 0
+    assert "first run: installing requirements.txt into" in result.stderr
+    assert "-m pip install" in calls and "infer.py --inputs" in calls
+
+    result, calls = call()
+    assert result.stderr == "" and "pip" not in calls and "infer.py --inputs" in calls
+
+    (tmp_path / "requirements.txt").write_text("torch==9")  # changed: installs again
+    assert "-m pip install" in call()[1]
+
+
+def test_predict_sh_in_an_environment_that_lacks_torch_says_so(tmp_path):
+    python = fake_python(tmp_path / "python")
+    result = predict_sh(tmp_path, PYTHON=str(python), LOG=str(tmp_path / "log"))
+    assert result.returncode == 2
+    assert "the active environment lacks one of: torch" in result.stderr
+
+
+def real_case(shared: Path, tmp_path: Path, path: str, **changes) -> Path:
+    """A real case with changes, as the only one in inputs/."""
+    with np.load(shared / "data" / "val" / path) as file:  # the numeric arrays
+        arrays = {key: file[key] for key in ("imgs", "spacing")}
+    target = tmp_path / "inputs" / "case.npz"
+    target.parent.mkdir()
+    np.savez_compressed(target, **(arrays | changes))
+    return target
+
+
+def test_real_ultrasound_with_boxes(shared, run, tmp_path, tiny_model):
+    source = shared / "data" / "val" / "US" / "US_Cardiac"
+    status, out, err = run("--inputs", str(source))
+    assert (status, err) == (0, "")
+    (name,) = outputs(tmp_path)
+    assert segs_of(tmp_path / "outputs" / name).shape == (19, 551, 669)
+    assert "objects 3, rounds of prompts 1" in out
+
+
+def test_real_brain_with_clicks(shared, run, tmp_path):
+    path = "MR/MR_BraTS-T1c/MR_BraTS-T1c_bratsgli_0017.npz"
+    with np.load(shared / "data" / "val" / path) as file:
+        voxels = np.argwhere(file["gts"] == 1)
+    clicks = as_objects([{"fg": voxels[[0, len(voxels) // 2]].tolist(), "bg": []}])
+    order = as_objects([["fg", "fg"]])
+    real_case(shared, tmp_path, path, clicks=clicks, clicks_order=order)
+    status, out, err = run()
+    assert (status, err) == (0, "") and "objects 1, rounds of prompts 2" in out
+    assert segs_of(tmp_path / "outputs" / "case.npz").shape == (70, 218, 182)
+
+
+def test_reading_overlaps_computing(run, write_npz, monkeypatch):
+    """The second case is read while the first is computed."""
+    write_npz("a.npz"), write_npz("b.npz")
+    events = []
+    from utils import case, policy
+
+    def read(path):
+        events.append(f"read {path.name}")
+        return read_case(path)
+
+    def predict(model, case, *options):
+        deadline = time.monotonic() + 10
+        while "read b.npz" not in events and time.monotonic() < deadline:
+            time.sleep(0.01)
+        events.append(f"predict {case.name}")
+        return predict_case(model, case, *options)
+
+    monkeypatch.setattr(case, "read_case", read)
+    monkeypatch.setattr(policy, "predict_case", predict)
+    assert run()[0] == 0
+    assert events == ["read a.npz", "read b.npz", "predict a.npz", "predict b.npz"]
