@@ -1,0 +1,114 @@
+"""The committed sample cases, and the rule of the challenge that their boxes follow."""
+
+import numpy as np
+import pytest
+
+from conftest import ROOT
+from data.make_sample_cases import MAX_SHIFT, box_of, region_around, scale
+from utils.case import Case, read_case
+
+OBJECTS = {"MR_Brain_colin27.npz": 7, "CT_LungTumour_pyradiomics.npz": 1}
+SPACINGS = {  # (z, y, x) in mm
+    "MR_Brain_colin27.npz": (1.0, 1.0, 1.0),
+    "CT_LungTumour_pyradiomics.npz": (5.0, 0.6269531, 0.6269531),
+}
+INPUTS, GTS = ROOT / "inputs", ROOT / "data" / "sample_gts"
+
+
+def uneven_mask() -> np.ndarray:
+    """(10, 14, 18): large in slices 2 and 3, small in 4, elsewhere in 7."""
+    mask = np.zeros((10, 14, 18), bool)
+    mask[2:4, 3:12, 2:16] = True
+    mask[4, 6:9, 8:10] = True
+    mask[7, 1, 3] = True
+    return mask
+
+
+def truth_of(name: str) -> np.ndarray:
+    with np.load(GTS / name) as arrays:
+        return arrays["gts"]
+
+
+@pytest.fixture(params=OBJECTS)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def case(name) -> Case:
+    return read_case(INPUTS / name)
+
+
+def test_box_takes_z_from_the_object_and_x_y_from_the_middle_of_the_slices_that_hold_it():
+    for seed in range(50):
+        box = box_of(uneven_mask(), np.random.default_rng(seed))
+        assert (box["z_min"], box["z_max"], box["z_mid"]) == (2, 7, 4)  # of 2, 3, 4, 7
+        assert 8 - MAX_SHIFT <= box["z_mid_x_min"] <= 8 and 9 <= box["z_mid_x_max"] <= 9 + MAX_SHIFT
+        assert 6 - MAX_SHIFT <= box["z_mid_y_min"] <= 6 and 8 <= box["z_mid_y_max"] <= 8 + MAX_SHIFT
+
+
+def test_each_side_of_a_box_takes_every_shift():
+    boxes = [box_of(uneven_mask(), np.random.default_rng(seed)) for seed in range(200)]
+    for key, side in (("x_min", 8), ("x_max", 9), ("y_min", 6), ("y_max", 8)):
+        shifts = {abs(box[f"z_mid_{key}"] - side) for box in boxes}
+        assert shifts == set(range(MAX_SHIFT + 1))
+
+
+def test_box_stays_in_the_volume():
+    mask = np.ones((3, 4, 5), bool)
+    assert box_of(mask, np.random.default_rng(0)) == {
+        **{"z_min": 0, "z_max": 2, "z_mid": 1},
+        **{"z_mid_x_min": 0, "z_mid_x_max": 4, "z_mid_y_min": 0, "z_mid_y_max": 3},
+    }
+
+
+def test_margin_is_in_mm_and_stops_at_the_volume():
+    spacing = (3.0, 1.0, 0.5)
+    assert region_around(uneven_mask(), 0.5, spacing) == np.s_[1:9, 0:13, 1:17]
+    assert region_around(uneven_mask(), 2.0, spacing) == np.s_[1:9, 0:14, 0:18]
+    assert region_around(uneven_mask(), 3.5, spacing) == np.s_[0:10, 0:14, 0:18]
+
+
+def test_scale_maps_the_window_to_0_255():
+    hounsfield = np.array([-1000, -160, 40, 240, 3000])
+    assert scale(hounsfield, -160, 240).tolist() == [0, 0, 128, 255, 255]
+
+
+def test_committed_files_hold_the_keys_and_types_of_the_challenge(name):
+    with np.load(INPUTS / name) as arrays, np.load(GTS / name) as truth:
+        assert set(arrays.files) == {"imgs", "spacing", "boxes"}
+        assert set(truth.files) == {"gts", "spacing"}
+        assert arrays["imgs"].dtype == truth["gts"].dtype == np.uint8
+        assert arrays["imgs"].shape == truth["gts"].shape and arrays["imgs"].ndim == 3
+        assert arrays["imgs"].min() == 0 and arrays["imgs"].max() == 255
+        assert arrays["spacing"].dtype == np.float64
+        np.testing.assert_array_equal(arrays["spacing"], truth["spacing"])
+
+
+def test_committed_spacing_is_read_as_z_y_x(name, case):
+    assert case.spacing == pytest.approx(SPACINGS[name])
+
+
+def test_committed_labels_run_from_1_to_the_number_of_boxes(name, case):
+    assert len(case.objects) == OBJECTS[name]
+    assert np.unique(truth_of(name)).tolist() == list(range(OBJECTS[name] + 1))
+
+
+def test_committed_boxes_follow_from_the_truth(name, case):
+    gts = truth_of(name)
+    for label, prompts in enumerate(case.objects, 1):
+        box = prompts.box
+        slices = np.unique(np.nonzero(gts == label)[0])
+        assert (box.start[0], box.stop[0] - 1) == (slices[0], slices[-1])
+        middle = slices[len(slices) // 2]
+        assert box.z_mid == middle
+        for axis, held in enumerate(np.nonzero(gts[middle] == label), 1):
+            tight = (held.min(), held.max() + 1)
+            low, high = max(tight[0] - MAX_SHIFT, 0), min(tight[1] + MAX_SHIFT, gts.shape[axis])
+            assert low <= box.start[axis] <= tight[0] and tight[1] <= box.stop[axis] <= high
+
+
+def test_committed_files_are_at_most_6_mb():
+    assert (
+        sum((folder / name).stat().st_size for folder in (INPUTS, GTS) for name in OBJECTS) <= 6e6
+    )
