@@ -140,6 +140,11 @@ def main(args: argparse.Namespace) -> int:
     if not paths:
         print(f"no cases: expected .npz files in {args.inputs}", file=sys.stderr)
         return 2
+    from prefetch_generator import BackgroundGenerator
+    from tqdm import tqdm
+
+    # Reading overlaps loading the model, and later computing the case before.
+    cases = BackgroundGenerator(read_cases(paths), max_prefetch=1)
     try:
         args.outputs.mkdir(parents=True, exist_ok=True)
         model, policy = load_model(args)
@@ -147,15 +152,10 @@ def main(args: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 2
 
-    from prefetch_generator import BackgroundGenerator
-    from tqdm import tqdm
-
     from utils.case import CaseError, write_case
     from utils.policy import predict_case
 
     failed = []
-    # Reading the next case overlaps computing this one.
-    cases = BackgroundGenerator(read_cases(paths), max_prefetch=1)
     bar = tqdm(cases, total=len(paths), unit="case", disable=not sys.stderr.isatty())
     for path, case in bar:
         start = time.perf_counter()

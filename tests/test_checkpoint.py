@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import TINY
-from seeded import published_weights
+from seeded import DATA, published_weights
 from segment_anything import sam_model_registry3D
 from utils.checkpoint import BOX_EMBEDDINGS, CheckpointError, build_model, read_checkpoint
 from utils.published import CHECKPOINT_ORDER, PUBLISHED, find_checkpoint
@@ -144,6 +144,7 @@ def test_other_files_are_refused(name, content, message, tmp_path):
     "content, message",
     [
         ([1, 2], "expected a dict, got list"),
+        ({"model_type": [1], "a": torch.zeros(1)}, "expected model_type as str, got .1."),
         ({"epoch": 3}, "expected named tensors, got keys .'epoch'."),
         ({"model_type": "vit_x", "state_dict": {"a": torch.zeros(1)}}, "a model_type of .*'vit_x'"),
         ({"model_args": {"img_size": 30}, "state_dict": {"a": torch.zeros(1)}}, "model_args do no"),
@@ -197,7 +198,7 @@ def test_medim_creates_the_network_with_four_embeddings(tiny_checkpoint, tiny_mo
 
 
 @pytest.mark.slow
-def test_medims_network_gives_the_same_segmentation(shared):
+def test_medims_network_gives_the_same_segmentation():
     """The whole pipeline on an independent implementation, full size."""
     from pathlib import Path
 
@@ -207,7 +208,7 @@ def test_medims_network_gives_the_same_segmentation(shared):
     from utils.policy import predict_case
 
     checkpoint = Checkpoint(Path("seeded"), published_weights())
-    case = read_case(shared / "parity" / "infer" / "small_volume_padded.npz")
+    case = read_case(DATA / "infer" / "small_volume_padded.npz")
     ours = predict_case(build_model(checkpoint), case)
     theirs = predict_case(build_medim_model(checkpoint), case)
     assert (ours != theirs).mean() < 1e-4

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import infer
 from conftest import ROOT, SHAPE, as_objects
+from seeded import published_weights
 from utils.case import read_case
 from utils.policy import predict_case
 
@@ -244,25 +246,35 @@ def real_case(shared: Path, tmp_path: Path, path: str, **changes) -> Path:
     return target
 
 
-def test_real_ultrasound_with_boxes(shared, run, tmp_path, tiny_model):
+@pytest.fixture(scope="module")
+def full_size_checkpoint(tmp_path_factory) -> Path:
+    """Seeded weights of the published size."""
+    path = tmp_path_factory.mktemp("ckpt") / "full.pth"
+    torch.save({"model_state_dict": published_weights()}, path)
+    return path
+
+
+def test_real_ultrasound_with_boxes(shared, run, tmp_path, full_size_checkpoint):
     source = shared / "data" / "val" / "US" / "US_Cardiac"
-    status, out, err = run("--inputs", str(source))
+    status, out, err = run("--inputs", str(source), checkpoint=full_size_checkpoint)
     assert (status, err) == (0, "")
     (name,) = outputs(tmp_path)
-    assert segs_of(tmp_path / "outputs" / name).shape == (19, 551, 669)
+    segs = segs_of(tmp_path / "outputs" / name)
+    assert segs.shape == (19, 551, 669) and segs.any()
     assert "objects 3, rounds of prompts 1" in out
 
 
-def test_real_brain_with_clicks(shared, run, tmp_path):
+def test_real_brain_with_clicks(shared, run, tmp_path, full_size_checkpoint):
     path = "MR/MR_BraTS-T1c/MR_BraTS-T1c_bratsgli_0017.npz"
     with np.load(shared / "data" / "val" / path) as file:
         voxels = np.argwhere(file["gts"] == 1)
     clicks = as_objects([{"fg": voxels[[0, len(voxels) // 2]].tolist(), "bg": []}])
     order = as_objects([["fg", "fg"]])
     real_case(shared, tmp_path, path, clicks=clicks, clicks_order=order)
-    status, out, err = run()
+    status, out, err = run(checkpoint=full_size_checkpoint)
     assert (status, err) == (0, "") and "objects 1, rounds of prompts 2" in out
-    assert segs_of(tmp_path / "outputs" / "case.npz").shape == (70, 218, 182)
+    segs = segs_of(tmp_path / "outputs" / "case.npz")
+    assert segs.shape == (70, 218, 182) and segs.any()
 
 
 def test_reading_overlaps_computing(run, write_npz, monkeypatch):

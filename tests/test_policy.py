@@ -96,7 +96,7 @@ def make_case(*objects: Prompts, shape=SHAPE, spacing=SPACING, prev_pred=None) -
     return Case("case.npz", image, spacing, objects, 1, prev_pred)
 
 
-def test_roi_equals_torchio_crop_or_pad(tiny_model):
+def test_roi_equals_torchio_crop_or_pad():
     """On the cube round the prompt, for prompts all over an anisotropic volume."""
     import torchio
 
@@ -127,7 +127,7 @@ def nearest_voxels(roi) -> list[np.ndarray]:
     return [(np.arange(n) + 0.5) * t for n, t in zip(roi.resampled_shape, roi.step, strict=True)]
 
 
-def test_the_drawn_point_lies_in_the_cube(tiny_model):
+def test_the_drawn_point_lies_in_the_cube():
     case = make_case(Prompts(None, (Click((5, 6, 7), True),)), shape=(30, 40, 50))
     for seed in range(50):
         (query,) = baseline_queries(case, 32, seed)

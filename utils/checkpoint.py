@@ -72,9 +72,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not state_dict:
         raise CheckpointError(f"{path.name}: expected named tensors, got keys {list(content)[:8]}")
     checkpoint = Checkpoint(path, state_dict)
-    for key in ("model_type", "model_args", "policy"):
-        if key in metadata:
-            setattr(checkpoint, key, metadata[key])
+    for key, kind in (("model_type", str), ("model_args", dict), ("policy", str)):
+        value = metadata.get(key, getattr(checkpoint, key))
+        if not isinstance(value, kind):
+            raise CheckpointError(f"{path.name}: expected {key} as {kind.__name__}, got {value!r}")
+        setattr(checkpoint, key, value)
     _add_box_embeddings(checkpoint)
     return checkpoint
 
