@@ -167,6 +167,14 @@ BAD = {
         dict(clicks=clicks_of(CLICK, CLICK), clicks_order=as_objects([["fg"], [None]])),
         "clicks of object 2: expected 1 fg in clicks_order, got 0",
     ),
+    "order without clicks": (
+        dict(clicks_order=as_objects([[], ["fg"]])),
+        "clicks of object 2: expected 0 fg in clicks_order, got 1",
+    ),
+    "number as order": (
+        dict(clicks=clicks_of(CLICK, CLICK), clicks_order=as_objects([1, 2])),
+        "clicks_order of object 1: expected a list",
+    ),
     "unknown order": (
         dict(clicks=clicks_of(CLICK, CLICK), clicks_order=as_objects([["fg"], ["fg", "no"]])),
         "clicks_order of object 2: expected fg, bg or None",
@@ -280,8 +288,8 @@ def test_forged_pickles_are_refused_without_harm(content):
 
 
 def test_sizes_are_limited_before_memory_is_taken(write_npz, monkeypatch):
-    monkeypatch.setattr(case_module, "MAX_VOXELS", 2519)
-    with pytest.raises(CaseError, match=r"imgs: expected at most 2519 values, got shape \(10, 14"):
+    monkeypatch.setattr(case_module, "MAX_VOLUME_BYTES", 2519)
+    with pytest.raises(CaseError, match="imgs: expected at most 2519 bytes, got 2520"):
         read_case(write_npz())
     monkeypatch.undo()
     monkeypatch.setattr(safe_pickle, "MAX_PICKLE_BYTES", 100)

@@ -16,7 +16,7 @@ from utils import safe_pickle
 from utils.files import atomic_write
 from utils.prompts import Box, Click, Index3, Prompts
 
-MAX_VOXELS = 2_000_000_000  # what is unpacked at the most from one volume; 2 GB as uint8
+MAX_VOLUME_BYTES = 4 * 2**30  # of one array, unpacked
 MAX_OBJECTS = 255  # labels of the uint8 output
 MAX_CLICKS = 100_000  # in a case
 
@@ -115,6 +115,8 @@ def _parse(name: str, archive: zipfile.ZipFile) -> Case:
         raise CaseError(f"expected 1 to {MAX_OBJECTS} objects (uint8 output), got {count}")
 
     image = _check_image(array("imgs"))
+    if order is not None and clicks is None:
+        clicks = [{}] * count
     prompts = []
     total_clicks = 0
     for i in range(count):
@@ -162,9 +164,9 @@ def _read_array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
         shape, is_fortran, dtype, size = _read_header(archive, key, file)
         if dtype.kind not in "buif":
             raise CaseError(f"{key}: expected numbers, got dtype {dtype}")
-        if min(shape, default=0) < 0 or math.prod(shape) > MAX_VOXELS:
-            raise CaseError(f"{key}: expected at most {MAX_VOXELS} values, got shape {shape}")
-        if math.prod(shape) * dtype.itemsize != size:
+        if size > MAX_VOLUME_BYTES:
+            raise CaseError(f"{key}: expected at most {MAX_VOLUME_BYTES} bytes, got {size}")
+        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
             raise CaseError(f"{key}: expected {shape} of {dtype}, got {size} bytes")
         values = np.empty(shape[::-1] if is_fortran else shape, dtype)
         buffer = values.reshape(-1).view(np.uint8).data
