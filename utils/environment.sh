@@ -19,14 +19,15 @@ if ! has_modules "$PYTHON"; then
         echo "install with: $PYTHON -m pip install -r $root/$requirements" >&2
         exit 2
     fi
-    # The stamp is written last: an interrupted installation is taken up again.
-    stamp=$root/.venv/installed-$(cat "$root"/requirements*.txt | cksum | tr ' ' -)-$requirements
-    if [ ! -e "$stamp" ]; then
+    # The stamp is written last: an interrupted installation is taken up again. The development
+    # requirements hold the others.
+    stamp=$root/.venv/installed-$(cat "$root"/requirements*.txt | cksum | tr ' ' -)
+    if [ ! -e "$stamp-$requirements" ] && [ ! -e "$stamp-requirements-dev.txt" ]; then
         echo "first run: installing $requirements into $root/.venv (once, takes minutes)" >&2
         "$PYTHON" -m venv "$root/.venv"
         "$root/.venv/bin/python" -m pip install --disable-pip-version-check \
             -r "$root/$requirements" >&2
-        : >"$stamp"
+        : >"$stamp-$requirements"
     fi
     PYTHON=$root/.venv/bin/python
 fi
