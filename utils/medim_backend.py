@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from segment_anything import Sam3D
+from segment_anything import Sam3D, sam_model_registry3D
 from utils.checkpoint import (
     BOX_EMBEDDINGS,
     Checkpoint,
@@ -29,8 +29,6 @@ def register_medim() -> None:
             if model_args:
                 raise ValueError(f"a checkpoint sets the sizes itself, got {sorted(model_args)}")
             return build_model(read_checkpoint(Path(checkpoint_path)))
-        from segment_anything import sam_model_registry3D
-
         return sam_model_registry3D["default"](**model_args)
 
     register_model(MEDIM_NAME)(create)
