@@ -60,6 +60,15 @@ def test_rectangular_lists_may_be_saved_as_2d_arrays(write_npz, as_object):
     ]
 
 
+def test_arrays_inside_of_the_lists(write_npz):
+    """As the official evaluator has them: numpy integers in lists, arrays of text as orders."""
+    clicks = as_objects([{"fg": [list(np.array([1, 2, 3]))], "bg": np.array([[4, 5, 6]])}] * 2)
+    order = as_objects([np.array(["bg", "fg"]), np.array(["fg", "bg", None], object)])
+    case = read_case(write_npz(clicks=clicks, clicks_order=order))
+    fg, bg = Click((1, 2, 3), True), Click((4, 5, 6), False)
+    assert [o.clicks for o in case.objects] == [(bg, fg), (fg, bg)]
+
+
 @pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, float])
 def test_numpy_numbers_in_boxes(write_npz, kind):
     boxes = as_objects([{k: kind(v) for k, v in box.items()} for box in BOXES])
