@@ -1,0 +1,59 @@
+"""The click that the challenge's evaluator makes on a prediction, voxel for voxel."""
+
+import numpy as np
+
+from utils.prompts import Click
+
+# The official evaluator's own constants (CVPR25_iter_eval.py, 2025-06-03).
+CLICK_SEED = 42  # of the choice among the voxels farthest inside
+MARGIN = 0.25  # of the component's size, added on each side before distances are measured
+MAX_VOXELS = 60_000_000  # a larger component is halved along each axis first
+
+
+def largest_error_click(truth: np.ndarray, pred: np.ndarray) -> Click | None:
+    """A click in the middle of the largest error, or None where there is no error.
+
+    Errors are the 26-connected components of the voxels where the masks differ. The click is a
+    voxel of the largest one that is farthest from its border in voxels, chosen at random among
+    equals with a fixed seed.
+
+    Args:
+        truth: (D, H, W) bool, a region that holds the whole object and the whole prediction.
+        pred: (D, H, W) bool, the same region.
+
+    Returns:
+        The click in voxels of the region: foreground where the truth is, else background.
+    """
+    from scipy import ndimage
+
+    errors, count = ndimage.label(truth != pred, np.ones((3, 3, 3)))
+    if count == 0:
+        return None
+    sizes = np.bincount(errors.reshape(-1))
+    largest = int(sizes[1:].argmax()) + 1
+    region = ndimage.find_objects(errors, max_label=largest)[largest - 1]
+    depth = _squared_depth(errors[region] == largest)
+    farthest = np.argwhere(depth == depth.max())
+    chosen = farthest[np.random.RandomState(CLICK_SEED).choice(len(farthest))]
+    z, y, x = (int(i) + part.start for i, part in zip(chosen, region, strict=True))
+    return Click((z, y, x), bool(truth[z, y, x]))
+
+
+def _squared_depth(component: np.ndarray) -> np.ndarray:
+    """Squared distance in voxels of each voxel of a component to the nearest one outside of it."""
+    import edt
+
+    shape = np.array(component.shape)
+    margin = np.maximum((MARGIN * shape).astype(int), 1)
+    padded = np.pad(component, [(m, m) for m in margin])
+    is_large = padded.size > MAX_VOXELS
+    if is_large:  # the maximum of 2 x 2 x 2 voxels, zeros beyond the end
+        padded = np.pad(padded, [(0, n % 2) for n in padded.shape])
+        padded = np.logical_or.reduce(
+            [padded[z::2, y::2, x::2] for z in (0, 1) for y in (0, 1) for x in (0, 1)]
+        )
+    depth = edt.edtsq(padded, parallel=1)
+    if is_large:
+        depth = depth.repeat(2, axis=0).repeat(2, axis=1).repeat(2, axis=2)
+    inner = tuple(slice(m, m + n) for m, n in zip(margin, shape, strict=True))
+    return depth[inner]
