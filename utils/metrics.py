@@ -40,7 +40,7 @@ def nsd(
         y,
         class_thresholds=[tolerance_mm],
         include_background=True,  # the only channel is the object
-        spacing=list(spacing),
+        spacing=[float(s) for s in spacing],
         use_subvoxels=True,
     )
     return float(value)
