@@ -235,6 +235,40 @@ def test_flipped_bytes_raise_no_other_error(write_npz, tmp_path):
     assert outcomes == {"case.npz", "refused"}
 
 
+def test_mutated_arrays_raise_no_other_error(tmp_path):
+    """Bytes changed, lost and repeated in headers and pickles, with checksums that are right."""
+    clicks = clicks_of(CLICK, ([], [np.array([1, 1, 1])]))
+    arrays = case_arrays(clicks=clicks, clicks_order=as_objects([["fg"], np.array(["bg"])]))
+    members = {}
+    for key, value in arrays.items():
+        buffer = io.BytesIO()
+        np.lib.format.write_array(buffer, value)
+        members[f"{key}.npy"] = buffer.getvalue()
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(2000):
+        name = rng.choice(["boxes.npy", "clicks.npy", "clicks_order.npy", "spacing.npy"])
+        content = bytearray(members[name])
+        for _ in range(rng.integers(1, 5)):
+            i, j = rng.integers(len(content), size=2)
+            match rng.integers(3):
+                case 0:
+                    content[i] = rng.integers(256)
+                case 1:
+                    del content[i : i + rng.integers(1, 9)]
+                case 2:
+                    content[i:i] = content[j : j + rng.integers(1, 40)]
+        path = tmp_path / "case.npz"
+        with zipfile.ZipFile(path, "w") as archive:
+            for key, value in (members | {name: bytes(content)}).items():
+                archive.writestr(key, value)
+        try:
+            outcomes.add(read_case(path).name)
+        except CaseError:
+            outcomes.add("refused")
+    assert outcomes == {"case.npz", "refused"}
+
+
 class Evil:
     def __reduce__(self):
         return os.system, (f"touch {Evil.marker}",)
@@ -259,13 +293,13 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(key, write_npz, tmp
     assert Evil.marker.exists()  # the file does run code where it is allowed to
 
 
-def forged_array(dtype, data: bytes) -> bytes:
-    """A pickled numpy array of that dtype and raw content."""
+def forged_array(dtype, data: bytes, shape: tuple = (2,)) -> bytes:
+    """A pickled numpy array of that dtype, raw content and shape."""
 
     class Forged:
         def __reduce__(self):
             array = (np.ndarray, (0,), b"b")
-            return np._core.multiarray._reconstruct, array, (1, (2,), dtype, False, data)
+            return np._core.multiarray._reconstruct, array, (1, shape, dtype, False, data)
 
     return pickle.dumps(Forged(), protocol=4)
 
@@ -277,6 +311,8 @@ def forged_array(dtype, data: bytes) -> bytes:
         forged_array(EvilDtype(), b"\x41" * 16),
         forged_array(np.dtype("V8"), bytes(16)),
         forged_array(np.dtype("i8"), bytes(8)),  # fewer values than its shape
+        forged_array(np.dtype("i8"), b"", (10**9, 0)),  # a list of a billion empty lists
+        forged_array(np.dtype("i8"), b"", (10**4000,) * 500),
         pickle.dumps(np.load),
         pickle.dumps(Path("x")),
         pickle.dumps({1, 2}),
@@ -319,6 +355,12 @@ def test_a_member_that_claims_another_size_is_refused(tmp_path):
             archive.writestr("imgs.npy", header.getvalue() + bytes(size))
         with pytest.raises(CaseError, match="imgs: expected"):
             read_case(tmp_path / "case.npz")
+
+
+def test_an_empty_text_array_of_a_billion_rows(tmp_path):
+    np.savez(tmp_path / "case.npz", **case_arrays(boxes=None, clicks=np.empty((10**9, 0), "U1")))
+    with pytest.raises(CaseError, match="expected 1 to 255 objects"):
+        read_case(tmp_path / "case.npz")
 
 
 def test_limit_of_clicks(write_npz, monkeypatch):

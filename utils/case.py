@@ -30,6 +30,7 @@ _BROKEN_ZIP = (
     struct.error,
     EOFError,
     LookupError,
+    OSError,
     OverflowError,
     RuntimeError,
     ValueError,
@@ -74,13 +75,15 @@ def read_case(path: Path) -> Case:
         OSError: It can't be read.
     """
     path = Path(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _parse(path.name, archive)
-    except CaseError as error:
-        raise CaseError(f"{path.name}: {error}") from error.__cause__
-    except _BROKEN_ZIP as error:
-        raise CaseError(f"{path.name}: expected a whole .npz (zip) file, got: {error}") from error
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return _parse(path.name, archive)
+        except CaseError as error:
+            raise CaseError(f"{path.name}: {error}") from error.__cause__
+        except _BROKEN_ZIP as error:
+            message = f"{path.name}: expected a whole .npz (zip) file, got: {error}"
+            raise CaseError(message) from error
 
 
 def write_case(path: Path, segs: np.ndarray) -> None:
@@ -153,8 +156,8 @@ def _read_header(archive: zipfile.ZipFile, key: str, file: Any) -> tuple[Any, bo
             header = np.lib.format.read_array_header_2_0(file)
         else:
             raise ValueError(f"format version {version}")
-    except ValueError as error:
-        raise CaseError(f"{key}: expected a .npy array, got: {error}") from error
+    except Exception as error:  # numpy parses a broken header as Python, which fails in any way
+        raise CaseError(f"{key}: expected a .npy array, got: {str(error)[:200]}") from error
     return *header, info.file_size - file.tell()
 
 
@@ -189,6 +192,8 @@ def _read_objects(archive: zipfile.ZipFile, key: str) -> list:
         data = file.read()
     if len(shape) == 0:
         raise CaseError(f"{key}: expected one entry per object, got a single value")
+    if math.prod(shape) == 0:
+        return []
     if dtype.kind == "U":  # a rectangular clicks_order, saved without dtype=object
         if math.prod(shape) * dtype.itemsize != len(data):
             raise CaseError(f"{key}: expected {shape} of {dtype}, got {len(data)} bytes")
@@ -198,7 +203,8 @@ def _read_objects(archive: zipfile.ZipFile, key: str) -> list:
     try:
         values = safe_pickle.loads(data)
     except pickle.UnpicklingError as error:
-        raise CaseError(f"{key}: expected plain lists and dicts, got: {error}") from error
+        message = f"{key}: expected plain lists and dicts, got: {str(error)[:200]}"
+        raise CaseError(message) from error
     if not isinstance(values, list) or len(values) != shape[0]:
         raise CaseError(f"{key}: expected {shape[0]} entries, got another value")
     return values
@@ -245,9 +251,9 @@ def _check_prev_pred(labels: np.ndarray, shape: tuple[int, ...], count: int) -> 
 
 
 def _is_integer(value: Any) -> bool:
-    if isinstance(value, float):
-        return value.is_integer()
-    return isinstance(value, int) and not isinstance(value, bool)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) < 2**31 and value == int(value)  # false for NaN, too
 
 
 def _check_box(entry: Any, label: int, shape: tuple[int, ...]) -> Box:
