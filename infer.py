@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -67,6 +68,23 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="network: this repository's, or that of the medim package, to compare with",
     )
     return parser
+
+
+def prepare_outputs(folder: Path, paths: list[Path]) -> None:
+    """Make the folder of outputs, and find out now if it can't take them.
+
+    Raises:
+        OSError: It can't be made or written.
+        ValueError: Outputs would replace the cases.
+    """
+    if folder.resolve() == paths[0].parent.resolve():
+        raise ValueError(f"--outputs {folder}: holds the cases themselves, expected another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"--outputs {folder}: can't be written: {error}") from error
 
 
 def load_model(args: argparse.Namespace) -> tuple["Sam3D", str]:
@@ -146,7 +164,7 @@ def main(args: argparse.Namespace) -> int:
     # Reading overlaps loading the model, and later computing the case before.
     cases = BackgroundGenerator(read_cases(paths), max_prefetch=1)
     try:
-        args.outputs.mkdir(parents=True, exist_ok=True)
+        prepare_outputs(args.outputs, paths)
         model, policy = load_model(args)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)

@@ -95,7 +95,20 @@ def test_an_outputs_folder_that_cannot_be_made(run, write_npz, tmp_path):
     write_npz()
     (tmp_path / "outputs").write_text("a file")
     status, _, err = run()
-    assert status == 2 and "File exists" in err
+    assert status == 2 and "can't be written: [Errno 17] File exists" in err
+
+
+def test_an_outputs_folder_that_cannot_be_written(run, write_npz):
+    write_npz()
+    status, out, err = run("--outputs", "/proc")  # not even by root
+    assert status == 2 and out == "" and "--outputs /proc: can't be written: " in err
+
+
+def test_cases_are_not_replaced_by_their_outputs(run, write_npz, tmp_path):
+    content = write_npz().read_bytes()
+    status, _, err = run("--outputs", str(tmp_path / "outputs" / ".." / "inputs"))
+    assert status == 2 and "holds the cases themselves" in err
+    assert (tmp_path / "inputs" / "case.npz").read_bytes() == content
 
 
 def test_empty_and_missing_inputs(run, tmp_path):
