@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import infer
-from conftest import ROOT, SHAPE, as_objects
+from conftest import ROOT, SHAPE, TINY, as_objects
 from seeded import published_weights
 from utils.case import read_case
 from utils.policy import predict_case
@@ -143,6 +143,16 @@ def test_a_missing_checkpoint_and_a_missing_device(run, write_npz, tmp_path):
     status, _, err = run("--device", "cuda:77")
     assert status == 2 and "--device cuda:77 can't be used" in err
     assert outputs(tmp_path) == []
+
+
+def test_the_policy_is_that_of_the_checkpoint_or_the_option(run, write_npz, tmp_path, tiny_model):
+    write_npz()
+    content = {"model_state_dict": tiny_model.state_dict(), "model_args": TINY, "policy": "other"}
+    torch.save(content, tmp_path / "other.pth")
+    status, _, err = run(checkpoint=tmp_path / "other.pth")
+    assert status == 2 and "other.pth: expected a policy of ('baseline',), got 'other'" in err
+    status, out, _ = run("--policy", "baseline", checkpoint=tmp_path / "other.pth")
+    assert status == 0 and "baseline policy" in out
 
 
 @pytest.mark.parametrize("options", [("--seed", "-1"), ("--batch-size", "0"), ("--policy", "x")])
