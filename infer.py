@@ -5,30 +5,17 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.published import find_checkpoint
+from utils.options import add_model_options, load_model
 
 # torch is imported where it is used, so that --help and messages about options come at once.
 if TYPE_CHECKING:
-    from segment_anything import Sam3D
     from utils.case import Case
 
 ROOT = Path(__file__).resolve().parent
-NO_CHECKPOINT = """\
-no checkpoint: give one with --checkpoint FILE, or fetch a published one (402 MB) with
-    python ckpt/download.py sam_med3d_turbo_cvpr_coreset"""
-
-
-def int_from(low: int, high: int) -> Callable[[str], int]:
-    def integer(text: str) -> int:
-        if not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"expected {low}..{high}, got {text}")
-        return int(text)
-
-    return integer
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -39,34 +26,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--outputs", type=Path, default=ROOT / "outputs", help="folder for the segmentations"
     )
-    parser.add_argument(
-        "--checkpoint", type=Path, help="default: the best of those found in ckpt/ (see README)"
-    )
-    parser.add_argument(
-        "--policy",
-        choices=("auto", "baseline"),
-        default="auto",
-        help="how prompts are used; auto: as the checkpoint says, else baseline",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int_from(0, 2**32 - 1),
-        default=0,
-        help="of the points that baseline draws",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
-    parser.add_argument(
-        "--batch-size",
-        type=int_from(1, 1024),
-        help="objects that go through the network together; default: 8 on a GPU, 1 on a CPU",
-    )
-    parser.add_argument(
-        "--backend",
-        choices=("local", "medim"),
-        default="local",
-        help="network: this repository's, or that of the medim package, to compare with",
-    )
+    add_model_options(parser)
     return parser
 
 
@@ -85,45 +45,6 @@ def prepare_outputs(folder: Path, paths: list[Path]) -> None:
             pass
     except OSError as error:
         raise OSError(f"--outputs {folder}: can't be written: {error}") from error
-
-
-def load_model(args: argparse.Namespace) -> tuple["Sam3D", str]:
-    """The network on its device, and the policy to use.
-
-    Raises:
-        FileNotFoundError: There is no checkpoint.
-        ValueError: The checkpoint or the device can't be used.
-    """
-    path = args.checkpoint or find_checkpoint(ROOT / "ckpt")
-    if path is None:
-        raise FileNotFoundError(NO_CHECKPOINT)
-
-    import torch
-
-    from utils.checkpoint import CheckpointError, build_model, read_checkpoint
-    from utils.policy import POLICIES
-
-    checkpoint = read_checkpoint(path)
-    policy = checkpoint.policy if args.policy == "auto" else args.policy
-    if policy not in POLICIES:
-        raise CheckpointError(f"{path.name}: expected a policy of {POLICIES}, got {policy!r}")
-    if args.backend == "medim":
-        from utils.medim_backend import build_medim_model
-
-        model = build_medim_model(checkpoint)
-    else:
-        model = build_model(checkpoint)
-    device = args.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        model = model.to(device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA: AssertionError
-        raise ValueError(f"--device {device} can't be used: {error}") from error
-    print(f"{path.name}: {args.backend} network, {policy} policy, {args.precision} on {device}")
-    for notice in checkpoint.notices:
-        print(f"{path.name}: {notice}")
-    return model, policy
 
 
 def read_cases(paths: list[Path]) -> Iterator[tuple[Path, "Case | Exception"]]:

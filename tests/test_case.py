@@ -12,7 +12,7 @@ import pytest
 
 from conftest import SHAPE, as_objects, case_arrays, inclusive_box
 from utils import case as case_module
-from utils import safe_pickle
+from utils import npz, safe_pickle
 from utils.case import CaseError, read_case, write_case
 from utils.prompts import Box, Click
 
@@ -333,7 +333,7 @@ def test_forged_pickles_are_refused_without_harm(content):
 
 
 def test_sizes_are_limited_before_memory_is_taken(write_npz, monkeypatch):
-    monkeypatch.setattr(case_module, "MAX_VOLUME_BYTES", 2519)
+    monkeypatch.setattr(npz, "MAX_VOLUME_BYTES", 2519)
     with pytest.raises(CaseError, match="imgs: expected at most 2519 bytes, got 2520"):
         read_case(write_npz())
     monkeypatch.undo()

@@ -1,10 +1,7 @@
 """Challenge cases: the one place that knows the keys, types and axis orders of the .npz files."""
 
-import math
-import pickle
-import struct
 import zipfile
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as brief
@@ -12,33 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from utils import safe_pickle
 from utils.files import atomic_write
+from utils.npz import CaseError, read_array, read_npz, read_objects
 from utils.prompts import Box, Click, Index3, Prompts
 
-MAX_VOLUME_BYTES = 4 * 2**30  # of one array, unpacked
 MAX_OBJECTS = 255  # labels of the uint8 output
 MAX_CLICKS = 100_000  # in a case
 
 BOX_KEYS = "z_min z_max z_mid z_mid_y_min z_mid_y_max z_mid_x_min z_mid_x_max".split()
-
-
-# What zipfile raises for a damaged, encrypted or otherwise unreadable archive.
-_BROKEN_ZIP = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    LookupError,
-    OSError,
-    OverflowError,
-    RuntimeError,
-    ValueError,
-)
-
-
-class CaseError(ValueError):
-    """A case that can't be used; the message names the file, the expected and the actual."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +45,21 @@ class Case:
         return d, h, w
 
 
+@dataclass(frozen=True)
+class LabelledCase:
+    """A case before the first round, and its truth.
+
+    Attributes:
+        case: With boxes if the file has them; its clicks and prev_pred are left aside.
+        truth: (D, H, W) uint8, object i of the case as label i.
+        labels: What the file calls object 1, 2, ...
+    """
+
+    case: Case
+    truth: np.ndarray
+    labels: tuple[int, ...]
+
+
 def read_case(path: Path) -> Case:
     """Read and check a case.
 
@@ -75,15 +68,74 @@ def read_case(path: Path) -> Case:
         OSError: It can't be read.
     """
     path = Path(path)
-    with open(path, "rb") as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                return _parse(path.name, archive)
-        except CaseError as error:
-            raise CaseError(f"{path.name}: {error}") from error.__cause__
-        except _BROKEN_ZIP as error:
-            message = f"{path.name}: expected a whole .npz (zip) file, got: {error}"
-            raise CaseError(message) from error
+    return read_npz(path, lambda archive: _parse_case(path.name, archive))
+
+
+def read_labelled_case(path: Path, truth_path: Path | None = None) -> LabelledCase:
+    """Read and check a case and its gts, which may lie in another file.
+
+    Labels may be any positive integers; the objects are numbered in their order.
+
+    Raises:
+        CaseError: A file is not usable.
+        OSError: It can't be read.
+    """
+    truth, labels = read_npz(truth_path or path, _parse_truth)
+
+    def parse(archive: zipfile.ZipFile) -> Case:
+        spacing = _check_spacing(read_array(archive, "spacing"))
+        image = _check_image(read_array(archive, "imgs"))
+        if truth.shape != image.shape:
+            raise CaseError(f"expected gts of shape {image.shape} as imgs, got {truth.shape}")
+        boxes = read_objects(archive, "boxes")
+        if boxes is None:
+            objects = tuple(Prompts() for _ in labels)
+        elif len(boxes) != len(labels):
+            raise CaseError(f"expected {len(labels)} boxes, one per label, got {len(boxes)}")
+        else:
+            objects = tuple(
+                Prompts(_check_box(box, i, image.shape)) for i, box in enumerate(boxes, 1)
+            )
+        return Case(path.name, image, spacing, objects, int(boxes is not None))
+
+    return LabelledCase(read_npz(path, parse), truth, labels)
+
+
+def read_segs(path: Path, shape: Index3) -> np.ndarray:
+    """Read what a program predicted -> (D, H, W) uint8.
+
+    Raises:
+        CaseError: It is not a volume of this shape with labels 0..255.
+        OSError: It can't be read.
+    """
+    segs = read_npz(path, lambda archive: read_array(archive, "segs"))
+    if segs is None:
+        raise CaseError(f"{path.name}: expected segs, got none")
+    if segs.shape != shape:
+        raise CaseError(f"{path.name}: expected segs of shape {shape}, got {segs.shape}")
+    if not (0 <= segs.min() and segs.max() <= 255):  # false for NaN, too
+        got = f"{segs.min()}..{segs.max()}"
+        raise CaseError(f"{path.name}: expected segs of labels 0..255, got {got}")
+    labels = segs.astype(np.uint8, copy=False)
+    if segs.dtype.kind == "f" and (labels != segs).any():
+        raise CaseError(f"{path.name}: expected segs of whole numbers")
+    return labels
+
+
+def read_contents(path: Path) -> dict[str, Any]:
+    """What the evaluator hands on from round to round, unchecked: arrays, and boxes as a list.
+
+    Raises:
+        CaseError: A part can't be read.
+        OSError: The file can't be read.
+    """
+
+    def parse(archive: zipfile.ZipFile) -> dict[str, Any]:
+        arrays = {key: read_array(archive, key) for key in ("imgs", "gts", "spacing")}
+        contents = {**arrays, "boxes": read_objects(archive, "boxes")}
+        return {key: value for key, value in contents.items() if value is not None}
+
+    return read_npz(path, parse)
 
 
 def write_case(path: Path, segs: np.ndarray) -> None:
@@ -93,17 +145,67 @@ def write_case(path: Path, segs: np.ndarray) -> None:
         np.savez_compressed(file, segs=segs)
 
 
-def _parse(name: str, archive: zipfile.ZipFile) -> Case:
-    members = set(archive.namelist())
+def write_round(
+    path: Path,
+    contents: dict[str, Any],
+    rounds: Sequence[Sequence[Click | None]],
+    prev_pred: np.ndarray,
+) -> None:
+    """Write a case as the official evaluator does for a round of clicks: keys, types, order.
 
-    def array(key: str) -> np.ndarray | None:
-        return _read_array(archive, key) if f"{key}.npy" in members else None
+    Args:
+        path: Of the new file.
+        contents: As `read_contents` returns it.
+        rounds: The clicks of each round so far, one per object, None where nothing was wrong.
+        prev_pred: (D, H, W) uint8 labels of the round before.
+    """
+    objects = list(zip(*rounds, strict=True))
+    clicks: list[dict[str, list]] = [{"fg": [], "bg": []} for _ in objects]
+    order: list[list[str | None]] = [[] for _ in objects]
+    for i, made in enumerate(objects):
+        for click in made:
+            kind = None if click is None else "fg" if click.is_foreground else "bg"
+            order[i].append(kind)
+            if click is not None and kind is not None:
+                clicks[i][kind].append(list(np.array(click.point)))
+    arrays: dict[str, Any] = {
+        key: contents[key] for key in ("imgs", "gts", "spacing") if key in contents
+    }
+    arrays |= {"clicks": clicks, "clicks_order": order, "prev_pred": prev_pred}
+    if "boxes" in contents:
+        arrays["boxes"] = contents["boxes"]
+    with open(path, "wb") as file:
+        np.savez_compressed(file, **arrays)
 
-    def objects(key: str) -> list | None:
-        return _read_objects(archive, key) if f"{key}.npy" in members else None
 
-    spacing = _check_spacing(array("spacing"))
-    boxes, clicks, order = objects("boxes"), objects("clicks"), objects("clicks_order")
+def _parse_truth(archive: zipfile.ZipFile) -> tuple[np.ndarray, tuple[int, ...]]:
+    """(D, H, W) uint8 with labels 1, 2, ..., and what the file calls them."""
+    truth = read_array(archive, "gts")
+    if truth is None:
+        raise CaseError("expected gts, got none")
+    if truth.ndim != 3 or truth.size == 0 or truth.dtype.kind not in "bui":
+        raise CaseError(
+            f"gts must be 3D integers (z, y, x), got shape {truth.shape} of {truth.dtype}"
+        )
+    values = np.unique(np.concatenate([np.unique(plane) for plane in truth]))
+    if values[0] < 0:
+        raise CaseError(f"expected gts of labels from 0 on, got {values[0]}")
+    values = values[values > 0]
+    if not 1 <= len(values) <= MAX_OBJECTS:
+        raise CaseError(f"expected 1 to {MAX_OBJECTS} objects in gts, got {len(values)}")
+    if values[-1] == len(values):
+        seg = truth.astype(np.uint8, copy=False)
+    else:
+        planes = [np.searchsorted(values, plane, "right").astype(np.uint8) for plane in truth]
+        seg = np.stack(planes)
+    return seg, tuple(int(value) for value in values)
+
+
+def _parse_case(name: str, archive: zipfile.ZipFile) -> Case:
+    spacing = _check_spacing(read_array(archive, "spacing"))
+    boxes, clicks, order = (
+        read_objects(archive, key) for key in ("boxes", "clicks", "clicks_order")
+    )
     lengths = {
         key: len(value)
         for key, value in (("boxes", boxes), ("clicks", clicks), ("clicks_order", order))
@@ -117,7 +219,7 @@ def _parse(name: str, archive: zipfile.ZipFile) -> Case:
     if not 1 <= count <= MAX_OBJECTS:
         raise CaseError(f"expected 1 to {MAX_OBJECTS} objects (uint8 output), got {count}")
 
-    image = _check_image(array("imgs"))
+    image = _check_image(read_array(archive, "imgs"))
     if order is not None and clicks is None:
         clicks = [{}] * count
     prompts = []
@@ -136,78 +238,11 @@ def _parse(name: str, archive: zipfile.ZipFile) -> Case:
         raise CaseError("expected prompts, got no boxes and only empty lists of clicks")
 
     click_rounds = max(len(o) for o in order or [p.clicks for p in prompts])
-    prev_pred = array("prev_pred")
+    prev_pred = read_array(archive, "prev_pred")
     if prev_pred is not None:
         prev_pred = _check_prev_pred(prev_pred, image.shape, count)
     rounds = (boxes is not None) + click_rounds
     return Case(name, image, spacing, tuple(prompts), rounds, prev_pred)
-
-
-def _read_header(archive: zipfile.ZipFile, key: str, file: Any) -> tuple[Any, bool, np.dtype, int]:
-    """(shape, is_fortran, dtype, bytes that follow) of a .npy member."""
-    info = archive.getinfo(f"{key}.npy")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise CaseError(f"{key}: expected it stored or deflated, got method {info.compress_type}")
-    try:
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            header = np.lib.format.read_array_header_1_0(file)
-        elif version == (2, 0):
-            header = np.lib.format.read_array_header_2_0(file)
-        else:
-            raise ValueError(f"format version {version}")
-    except Exception as error:  # numpy parses a broken header as Python, which fails in any way
-        raise CaseError(f"{key}: expected a .npy array, got: {str(error)[:200]}") from error
-    return *header, info.file_size - file.tell()
-
-
-def _read_array(archive: zipfile.ZipFile, key: str) -> np.ndarray:
-    """A numeric array; its size is checked before memory is taken for it."""
-    with archive.open(f"{key}.npy") as file:
-        shape, is_fortran, dtype, size = _read_header(archive, key, file)
-        if dtype.kind not in "buif":
-            raise CaseError(f"{key}: expected numbers, got dtype {dtype}")
-        if size > MAX_VOLUME_BYTES:
-            raise CaseError(f"{key}: expected at most {MAX_VOLUME_BYTES} bytes, got {size}")
-        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
-            raise CaseError(f"{key}: expected {shape} of {dtype}, got {size} bytes")
-        values = np.empty(shape[::-1] if is_fortran else shape, dtype)
-        buffer = values.reshape(-1).view(np.uint8).data
-        done = 0
-        while chunk := file.read(2**20):  # its last read compares the checksum
-            buffer[done : done + len(chunk)] = chunk
-            done += len(chunk)
-        if done != size:
-            raise CaseError(f"{key}: expected {size} bytes, got {done}")
-    return values.T if is_fortran else values
-
-
-def _read_objects(archive: zipfile.ZipFile, key: str) -> list:
-    """One entry per object, of plain containers, strings and numbers."""
-    with archive.open(f"{key}.npy") as file:
-        shape, _, dtype, size = _read_header(archive, key, file)
-        if size > safe_pickle.MAX_PICKLE_BYTES:
-            limit = safe_pickle.MAX_PICKLE_BYTES
-            raise CaseError(f"{key}: expected at most {limit} bytes, got {size}")
-        data = file.read()
-    if len(shape) == 0:
-        raise CaseError(f"{key}: expected one entry per object, got a single value")
-    if math.prod(shape) == 0:
-        return []
-    if dtype.kind == "U":  # a rectangular clicks_order, saved without dtype=object
-        if math.prod(shape) * dtype.itemsize != len(data):
-            raise CaseError(f"{key}: expected {shape} of {dtype}, got {len(data)} bytes")
-        return np.frombuffer(data, dtype).reshape(shape).tolist()
-    if dtype.kind != "O":
-        raise CaseError(f"{key}: expected an array of objects, got dtype {dtype}")
-    try:
-        values = safe_pickle.loads(data)
-    except pickle.UnpicklingError as error:
-        message = f"{key}: expected plain lists and dicts, got: {str(error)[:200]}"
-        raise CaseError(message) from error
-    if not isinstance(values, list) or len(values) != shape[0]:
-        raise CaseError(f"{key}: expected {shape[0]} entries, got another value")
-    return values
 
 
 def _check_spacing(stored: np.ndarray | None) -> tuple[float, float, float]:

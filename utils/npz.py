@@ -1,0 +1,140 @@
+"""Reading .npz files of strangers: no code of theirs runs, and no memory is taken on their word."""
+
+import hashlib
+import math
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from utils import safe_pickle
+
+T = TypeVar("T")
+
+MAX_VOLUME_BYTES = 4 * 2**30  # of one array, unpacked
+
+# What zipfile raises for a damaged, encrypted or otherwise unreadable archive.
+_BROKEN_ZIP = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    LookupError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+)
+
+
+class CaseError(ValueError):
+    """A case that can't be used; the message names the file, the expected and the actual."""
+
+
+def read_npz(path: Path, parse: Callable[[zipfile.ZipFile], T]) -> T:
+    """What `parse` makes of an open .npz file.
+
+    Raises:
+        CaseError: `parse` refuses the content, or the file is broken; the message names the file.
+        OSError: It can't be read.
+    """
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return parse(archive)
+        except CaseError as error:
+            raise CaseError(f"{path.name}: {error}") from error.__cause__
+        except _BROKEN_ZIP as error:
+            message = f"{path.name}: expected a whole .npz (zip) file, got: {error}"
+            raise CaseError(message) from error
+
+
+def read_array(archive: zipfile.ZipFile, key: str) -> np.ndarray | None:
+    """A numeric array, or None; its size is checked before memory is taken for it."""
+    if f"{key}.npy" not in archive.namelist():
+        return None
+    with archive.open(f"{key}.npy") as file:
+        shape, is_fortran, dtype, size = _read_header(archive, key, file)
+        if dtype.kind not in "buif":
+            raise CaseError(f"{key}: expected numbers, got dtype {dtype}")
+        if size > MAX_VOLUME_BYTES:
+            raise CaseError(f"{key}: expected at most {MAX_VOLUME_BYTES} bytes, got {size}")
+        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
+            raise CaseError(f"{key}: expected {shape} of {dtype}, got {size} bytes")
+        values = np.empty(shape[::-1] if is_fortran else shape, dtype)
+        buffer = values.reshape(-1).view(np.uint8).data
+        done = 0
+        while chunk := file.read(2**20):  # its last read compares the checksum
+            buffer[done : done + len(chunk)] = chunk
+            done += len(chunk)
+        if done != size:
+            raise CaseError(f"{key}: expected {size} bytes, got {done}")
+    return values.T if is_fortran else values
+
+
+def read_objects(archive: zipfile.ZipFile, key: str) -> list | None:
+    """One entry per object, of plain containers, strings and numbers; or None."""
+    if f"{key}.npy" not in archive.namelist():
+        return None
+    with archive.open(f"{key}.npy") as file:
+        shape, _, dtype, size = _read_header(archive, key, file)
+        if size > safe_pickle.MAX_PICKLE_BYTES:
+            limit = safe_pickle.MAX_PICKLE_BYTES
+            raise CaseError(f"{key}: expected at most {limit} bytes, got {size}")
+        data = file.read()
+    if len(shape) == 0:
+        raise CaseError(f"{key}: expected one entry per object, got a single value")
+    if math.prod(shape) == 0:
+        return []
+    if dtype.kind == "U":  # a rectangular clicks_order, saved without dtype=object
+        if math.prod(shape) * dtype.itemsize != len(data):
+            raise CaseError(f"{key}: expected {shape} of {dtype}, got {len(data)} bytes")
+        return np.frombuffer(data, dtype).reshape(shape).tolist()
+    if dtype.kind != "O":
+        raise CaseError(f"{key}: expected an array of objects, got dtype {dtype}")
+    try:
+        values = safe_pickle.loads(data)
+    except pickle.UnpicklingError as error:
+        message = f"{key}: expected plain lists and dicts, got: {str(error)[:200]}"
+        raise CaseError(message) from error
+    if not isinstance(values, list) or len(values) != shape[0]:
+        raise CaseError(f"{key}: expected {shape[0]} entries, got another value")
+    return values
+
+
+def _read_header(archive: zipfile.ZipFile, key: str, file: Any) -> tuple[Any, bool, np.dtype, int]:
+    """(shape, is_fortran, dtype, bytes that follow) of a .npy member."""
+    info = archive.getinfo(f"{key}.npy")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise CaseError(f"{key}: expected it stored or deflated, got method {info.compress_type}")
+    try:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            header = np.lib.format.read_array_header_1_0(file)
+        elif version == (2, 0):
+            header = np.lib.format.read_array_header_2_0(file)
+        else:
+            raise ValueError(f"format version {version}")
+    except Exception as error:  # numpy parses a broken header as Python, which fails in any way
+        raise CaseError(f"{key}: expected a .npy array, got: {str(error)[:200]}") from error
+    return *header, info.file_size - file.tell()
+
+
+def fingerprint(path: Path) -> str:
+    """Tells contents apart by the checksums that a .npz keeps of its members.
+
+    Raises:
+        CaseError: It is not a .npz file.
+        OSError: It can't be read.
+    """
+
+    def parse(archive: zipfile.ZipFile) -> str:
+        members = sorted((i.filename, i.file_size, i.CRC) for i in archive.infolist())
+        return hashlib.sha256(repr(members).encode()).hexdigest()
+
+    return read_npz(path, parse)

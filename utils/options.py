@@ -1,0 +1,115 @@
+"""The options that choose a network and how it is run, shared by the scripts, and loading it."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.published import find_checkpoint
+
+# torch is imported where it is used, so that --help and messages about options come at once.
+if TYPE_CHECKING:
+    from segment_anything import Sam3D
+
+CKPT_DIR = Path(__file__).resolve().parents[1] / "ckpt"
+NO_CHECKPOINT = """\
+no checkpoint: give one with --checkpoint FILE, or fetch a published one (402 MB) with
+    python ckpt/download.py sam_med3d_turbo_cvpr_coreset"""
+
+
+def int_from(low: int, high: int) -> Callable[[str], int]:
+    def integer(text: str) -> int:
+        if not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"expected {low}..{high}, got {text}")
+        return int(text)
+
+    return integer
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint", type=Path, help="default: the best of those found in ckpt/ (see README)"
+    )
+    parser.add_argument(
+        "--policy",
+        choices=("auto", "baseline"),
+        default="auto",
+        help="how prompts are used; auto: as the checkpoint says, else baseline",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int_from(0, 2**32 - 1),
+        default=0,
+        help="of the points that baseline draws",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument(
+        "--batch-size",
+        type=int_from(1, 1024),
+        help="objects that go through the network together; default: 8 on a GPU, 1 on a CPU",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("local", "medim"),
+        default="local",
+        help="network: this repository's, or that of the medim package, to compare with",
+    )
+
+
+def model_defaults() -> dict[str, Any]:
+    """The model options by the names that they have once parsed."""
+    parser = argparse.ArgumentParser()
+    add_model_options(parser)
+    return vars(parser.parse_args([]))
+
+
+def checkpoint_path(args: argparse.Namespace) -> Path:
+    """The checkpoint that the options name, or the best there is.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    path = args.checkpoint or find_checkpoint(CKPT_DIR)
+    if path is None:
+        raise FileNotFoundError(NO_CHECKPOINT)
+    return path
+
+
+def load_model(args: argparse.Namespace) -> tuple["Sam3D", str]:
+    """The network on its device, and the policy to use.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        ValueError: The checkpoint or the device can't be used.
+    """
+    import torch
+
+    from utils.checkpoint import CheckpointError, build_model, read_checkpoint
+    from utils.policy import POLICIES
+
+    path = checkpoint_path(args)
+    checkpoint = read_checkpoint(path)
+    policy = checkpoint.policy if args.policy == "auto" else args.policy
+    if policy not in POLICIES:
+        raise CheckpointError(f"{path.name}: expected a policy of {POLICIES}, got {policy!r}")
+    if args.backend == "medim":
+        from utils.medim_backend import build_medim_model
+
+        model = build_medim_model(checkpoint)
+    else:
+        model = build_model(checkpoint)
+    device = args.device
+    if device == "auto":
+        device = "cpu"
+        if torch.cuda.is_available():  # with several processes a GPU for each
+            device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    try:
+        model = model.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA: AssertionError
+        raise ValueError(f"--device {device} can't be used: {error}") from error
+    print(f"{path.name}: {args.backend} network, {policy} policy, {args.precision} on {device}")
+    for notice in checkpoint.notices:
+        print(f"{path.name}: {notice}")
+    return model, policy

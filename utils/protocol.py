@@ -1,0 +1,196 @@
+"""The challenge's protocol on one case: a round with boxes, then 5 that add a click per object."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from utils.case import Case, LabelledCase
+from utils.clicks import largest_error_click
+from utils.metrics import NSD_MIN_DSC, Spacing, dsc, nsd
+from utils.prompts import Click, Prompts
+
+ROUNDS = 6  # the first with boxes alone; left out where there are none
+SECONDS_PER_OBJECT = 90.0  # the challenge's limit, over all rounds
+METRICS = ("DSC", "NSD_official", "NSD")  # the last axis of `Round.scores`
+
+Region = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a method is asked in one round.
+
+    Attributes:
+        case: With all prompts so far, and the prediction of the round before.
+        rounds: The clicks of each click round so far, one per object, None where nothing is wrong.
+        seconds: Left of the case's time.
+    """
+
+    case: Case
+    rounds: tuple[tuple[Click | None, ...], ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What came back: (D, H, W) uint8 labels, or None and why."""
+
+    seg: np.ndarray | None
+    seconds: float
+    failure: str = ""
+
+
+Predict = Callable[[Request], Prediction]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round as it was played.
+
+    Attributes:
+        index: 0 with boxes alone, then 1..5.
+        clicks: New in this round, one per object; empty in round 0.
+        seconds: Of the prediction.
+        scores: (objects, METRICS).
+        failure: Why there is no prediction, or "".
+    """
+
+    index: int
+    clicks: tuple[Click | None, ...]
+    seconds: float
+    scores: np.ndarray
+    failure: str
+
+
+def predict_with(predict_seg: Callable[[Case], np.ndarray]) -> Predict:
+    """A method in this process, timed; what it raises is a failure."""
+
+    def predict(request: Request) -> Prediction:
+        start = time.perf_counter()
+        try:
+            seg = predict_seg(request.case)
+        except Exception as error:  # a failed prediction does not stop the evaluation
+            failure = f"{type(error).__name__}: {error}"
+            return Prediction(None, time.perf_counter() - start, failure)
+        return Prediction(seg, time.perf_counter() - start)
+
+    return predict
+
+
+def play(
+    labelled: LabelledCase,
+    predict: Predict,
+    seconds_per_object: float = SECONDS_PER_OBJECT,
+    threads: int = 1,
+) -> Iterator[tuple[Round, np.ndarray]]:
+    """Play the official protocol (CVPR25_iter_eval.py, 2025-06-03) on a case.
+
+    A prediction that fails, or comes when the case's time is over, counts as an empty one in its
+    round; so it does officially, but where the file of an earlier round was left.
+
+    Args:
+        labelled: The case before the first round, and its truth.
+        predict: The method. It is not asked any more when the case's time is over.
+        seconds_per_object: The case's time, for all rounds together, divided by its objects.
+        threads: That share the objects when clicks are made and scores computed.
+
+    Yields:
+        Each round that is played, with its (D, H, W) uint8 labels; zeros if it failed.
+    """
+    from scipy import ndimage
+
+    case, truth = labelled.case, labelled.truth
+    truth_regions = ndimage.find_objects(truth, max_label=len(case.objects))
+    # The official evaluator applies the stored (x, y, z) spacing to (z, y, x) arrays.
+    spacings = (case.spacing[::-1], case.spacing)
+    limit = seconds_per_object * len(case.objects)
+    used = 0.0
+    clicks: tuple[Click | None, ...] = ()
+    rounds: tuple[tuple[Click | None, ...], ...] = ()
+    empty = np.zeros(case.shape, np.uint8)
+    with ThreadPoolExecutor(threads) as pool:
+        compared = _Comparison(truth, truth_regions, empty, pool)
+        for index in range(ROUNDS):
+            if index == 0 and case.rounds == 0:
+                continue
+            if index > 0:
+                clicks = compared.clicks()
+                rounds += (clicks,)
+                case = _with_clicks(case, clicks, compared.seg)
+            prediction = Prediction(None, 0.0)
+            if used < limit:
+                prediction = predict(Request(case, rounds, limit - used))
+                used += prediction.seconds
+            failure = prediction.failure
+            if used >= limit:
+                failure = f"late: the limit for {len(case.objects)} objects is {limit:g} s"
+            seg = empty if failure or prediction.seg is None else prediction.seg
+            compared = _Comparison(truth, truth_regions, seg, pool)
+            scores = compared.scores(spacings)
+            yield Round(index, clicks, prediction.seconds, scores, failure), seg
+
+
+def _with_clicks(case: Case, clicks: tuple[Click | None, ...], prev_pred: np.ndarray) -> Case:
+    objects = tuple(
+        prompts if click is None else Prompts(prompts.box, (*prompts.clicks, click))
+        for prompts, click in zip(case.objects, clicks, strict=True)
+    )
+    return replace(case, objects=objects, rounds=case.rounds + 1, prev_pred=prev_pred)
+
+
+class _Comparison:
+    """A segmentation beside the truth, each object on the region that holds both of its masks."""
+
+    def __init__(
+        self,
+        truth: np.ndarray,
+        truth_regions: list[Region],
+        seg: np.ndarray,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        from scipy import ndimage
+
+        self.truth, self.seg, self.pool = truth, seg, pool
+        self.labels = range(1, len(truth_regions) + 1)
+        found = ndimage.find_objects(seg, max_label=len(truth_regions))
+        self.regions = [_union(a, b) for a, b in zip(truth_regions, found, strict=True)]
+
+    def clicks(self) -> tuple[Click | None, ...]:
+        """The next click on each object, None where it is right."""
+        return tuple(self.pool.map(self._click, self.labels, self.regions))
+
+    def scores(self, spacings: tuple[Spacing, Spacing]) -> np.ndarray:
+        """(objects, METRICS), NSD with each of the spacings."""
+        scores = np.zeros((len(self.labels), len(METRICS)))
+        scores[:, 0] = list(self.pool.map(self._dsc, self.labels, self.regions))
+        if scores[:, 0].mean() > NSD_MIN_DSC:
+            distances = partial(self._nsd, spacings=spacings)
+            scores[:, 1:] = list(self.pool.map(distances, self.labels, self.regions))
+        return scores
+
+    def _masks(self, label: int, region: Region) -> tuple[np.ndarray, np.ndarray]:
+        return self.truth[region] == label, self.seg[region] == label
+
+    def _click(self, label: int, region: Region) -> Click | None:
+        made = largest_error_click(*self._masks(label, region))
+        if made is None:
+            return None
+        z, y, x = (i + part.start for i, part in zip(made.point, region, strict=True))
+        return Click((z, y, x), made.is_foreground)
+
+    def _dsc(self, label: int, region: Region) -> float:
+        return dsc(*self._masks(label, region))
+
+    def _nsd(self, label: int, region: Region, spacings: tuple[Spacing, Spacing]) -> list[float]:
+        return nsd(*self._masks(label, region), spacings)
+
+
+def _union(a: Region, b: Region | None) -> Region:
+    if b is None:
+        return a
+    z, y, x = (slice(min(p.start, q.start), max(p.stop, q.stop)) for p, q in zip(a, b, strict=True))
+    return z, y, x
