@@ -91,7 +91,8 @@ def main(args: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 2
 
-    from utils.case import CaseError, write_case
+    from utils.case import write_case
+    from utils.npz import CaseError
     from utils.policy import predict_case
 
     failed = []

@@ -13,7 +13,8 @@ import pytest
 from conftest import SHAPE, as_objects, case_arrays, inclusive_box
 from utils import case as case_module
 from utils import npz, safe_pickle
-from utils.case import CaseError, read_case, write_case
+from utils.case import read_case, read_labelled_case, read_segs, write_case
+from utils.npz import CaseError, fingerprint
 from utils.prompts import Box, Click
 
 BOXES = case_arrays()["boxes"]
@@ -396,3 +397,79 @@ def test_a_full_disk_leaves_the_old_output_and_no_part(step, tmp_path, monkeypat
     monkeypatch.undo()
     assert (tmp_path / "case.npz").read_bytes() == before
     assert os.listdir(tmp_path) == ["case.npz"]
+
+
+def gts(*labels: int, dtype=np.uint8) -> np.ndarray:
+    """Two objects of these labels."""
+    volume = np.zeros(SHAPE, dtype)
+    volume[2:7, 3:9, 4:11], volume[0:3, 0:14, 11:18] = labels
+    return volume
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+@pytest.mark.parametrize("labels", [(1, 2), (2, 1), (3, 7), (1, 200)])
+def test_objects_are_numbered_in_the_order_of_their_labels(labels, dtype, write_npz):
+    path = write_npz(gts=gts(*labels, dtype=dtype), prev_pred=np.full(SHAPE, 9))
+    found = read_labelled_case(path)
+    numbers = (1, 2) if labels[0] < labels[1] else (2, 1)
+    np.testing.assert_array_equal(found.truth, gts(*numbers))
+    assert found.truth.dtype == np.uint8 and found.labels == tuple(sorted(labels))
+    assert found.case.prev_pred is None and found.case.rounds == 1
+    assert found.case.objects[0].box == Box((2, 3, 4), (7, 9, 11), 4)
+
+
+def test_a_labelled_case_may_have_neither_boxes_nor_clicks(write_npz):
+    found = read_labelled_case(write_npz(gts=gts(1, 2), boxes=None))
+    assert found.case.rounds == 0 and [p.box for p in found.case.objects] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "expected gts, got none"),
+        ({"gts": gts(1, 2)[0]}, r"gts must be 3D integers \(z, y, x\), got shape \(14, 18\)"),
+        ({"gts": gts(1, 2).astype(float)}, "gts must be 3D integers .* of float64"),
+        (
+            {"gts": gts(1, 2)[1:]},
+            r"expected gts of shape \(10, 14, 18\) as imgs, got \(9, 14, 18\)",
+        ),
+        ({"gts": gts(0, 0)}, "expected 1 to 255 objects in gts, got 0"),
+        ({"gts": np.arange(2520).reshape(SHAPE)}, "expected 1 to 255 objects in gts, got 2519"),
+        ({"gts": gts(-3, 2, dtype=int)}, "expected gts of labels from 0 on, got -3"),
+        ({"gts": gts(1, 1)}, "expected 1 boxes, one per label, got 2"),
+    ],
+)
+def test_bad_truth_names_the_case_the_expected_and_the_actual(changes, message, write_npz):
+    with pytest.raises(CaseError, match=f"^case.npz: {message}"):
+        read_labelled_case(write_npz(**changes))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"other": gts(1, 2)}, "expected segs, got none"),
+        ({"segs": gts(1, 2)[1:]}, r"expected segs of shape \(10, 14, 18\), got \(9, 14, 18\)"),
+        ({"segs": gts(1, 300, dtype=int)}, r"expected segs of labels 0..255, got 0..300"),
+        ({"segs": np.full(SHAPE, np.nan)}, "expected segs of labels 0..255, got nan..nan"),
+        ({"segs": gts(1, 2) * 0.75}, "expected segs of whole numbers"),
+    ],
+)
+def test_a_prediction_that_is_none(arrays, message, tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(CaseError, match=f"^a.npz: {message}"):
+        read_segs(tmp_path / "a.npz", SHAPE)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32])
+def test_a_prediction_of_any_number_type(dtype, tmp_path):
+    np.savez(tmp_path / "a.npz", segs=gts(1, 1).astype(dtype))
+    segs = read_segs(tmp_path / "a.npz", SHAPE)
+    assert segs.dtype == np.uint8
+    np.testing.assert_array_equal(segs, gts(1, 1))
+
+
+def test_fingerprints_tell_contents_apart_not_files(write_npz, tmp_path):
+    path = write_npz("a.npz", gts=gts(1, 2))
+    np.savez(tmp_path / "b.npz", **dict(np.load(path, allow_pickle=True)))
+    assert fingerprint(path) == fingerprint(tmp_path / "b.npz")
+    assert fingerprint(path) != fingerprint(write_npz("c.npz", gts=gts(2, 1)))

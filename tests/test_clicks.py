@@ -100,18 +100,37 @@ def test_components_that_touch_at_a_corner_are_one():
     assert largest_error_click(truth, truth & False).point == (3, 3, 3)
 
 
-def test_a_region_larger_than_the_limit_is_halved_as_officially(monkeypatch):
-    """Its distances do not count the border of the padded region, which halving may reach."""
+def official_click_on_a_large_region(shape: tuple[int, int, int]) -> np.ndarray:
+    """In a filled box, whose distances are those of the box padded by a quarter and halved.
+
+    They do not count the border of the padded region, which halving may reach.
+    """
     from scipy import ndimage
 
-    truth = boxes(np.s_[1:8, 2:11, 3:14])
-    monkeypatch.setattr(clicks, "MAX_VOXELS", 100)
-    padded = np.zeros((10, 14, 16))  # 7 x 9 x 11 voxels, a quarter on each side, made even
-    padded[1:8, 2:11, 2:13] = 1
-    halved = padded.reshape(5, 2, 7, 2, 8, 2).max(axis=(1, 3, 5))
+    margin = [max(int(0.25 * n), 1) for n in shape]
+    padded = np.pad(
+        np.ones(shape, np.uint8), [(m, m + n % 2) for m, n in zip(margin, shape, strict=True)]
+    )
+    d, h, w = (n // 2 for n in padded.shape)
+    halved = padded.reshape(d, 2, h, 2, w, 2).max(axis=(1, 3, 5))
     depth = ndimage.distance_transform_edt(halved)
-    depth = np.kron(depth, np.ones((2, 2, 2)))[1:8, 2:11, 2:13]
+    depth = depth.repeat(2, axis=0).repeat(2, axis=1).repeat(2, axis=2)
+    depth = depth[tuple(slice(m, m + n) for m, n in zip(margin, shape, strict=True))]
     farthest = np.argwhere(depth == depth.max())
     np.random.seed(42)
-    expected = farthest[np.random.choice(len(farthest))] + (1, 2, 3)
+    return farthest[np.random.choice(len(farthest))]
+
+
+def test_a_region_larger_than_the_limit_is_halved_as_officially(monkeypatch):
+    monkeypatch.setattr(clicks, "MAX_VOXELS", 100)
+    truth = boxes(np.s_[1:8, 2:11, 3:14])
+    expected = official_click_on_a_large_region((7, 9, 11)) + (1, 2, 3)
+    assert largest_error_click(truth, truth & False) == Click(tuple(expected.tolist()), True)
+
+
+@pytest.mark.slow
+def test_a_region_above_60_million_voxels():
+    shape = (260, 281, 300)  # 22 million, 74 with its margin
+    expected = official_click_on_a_large_region(shape)
+    truth = np.ones(shape, bool)
     assert largest_error_click(truth, truth & False) == Click(tuple(expected.tolist()), True)

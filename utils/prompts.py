@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 Index3 = tuple[int, int, int]
+Region = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)

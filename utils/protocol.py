@@ -11,13 +11,11 @@ import numpy as np
 from utils.case import Case, LabelledCase
 from utils.clicks import largest_error_click
 from utils.metrics import NSD_MIN_DSC, Spacing, dsc, nsd
-from utils.prompts import Click, Prompts
+from utils.prompts import Click, Prompts, Region
 
 ROUNDS = 6  # the first with boxes alone; left out where there are none
 SECONDS_PER_OBJECT = 90.0  # the challenge's limit, over all rounds
 METRICS = ("DSC", "NSD_official", "NSD")  # the last axis of `Round.scores`
-
-Region = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def play(
     rounds: tuple[tuple[Click | None, ...], ...] = ()
     empty = np.zeros(case.shape, np.uint8)
     with ThreadPoolExecutor(threads) as pool:
-        compared = _Comparison(truth, truth_regions, empty, pool)
+        compared = _Comparison(truth, truth_regions, empty, pool, threads)
         for index in range(ROUNDS):
             if index == 0 and case.rounds == 0:
                 continue
@@ -129,7 +127,7 @@ def play(
             if used >= limit:
                 failure = f"late: the limit for {len(case.objects)} objects is {limit:g} s"
             seg = empty if failure or prediction.seg is None else prediction.seg
-            compared = _Comparison(truth, truth_regions, seg, pool)
+            compared = _Comparison(truth, truth_regions, seg, pool, threads)
             scores = compared.scores(spacings)
             yield Round(index, clicks, prediction.seconds, scores, failure), seg
 
@@ -151,10 +149,11 @@ class _Comparison:
         truth_regions: list[Region],
         seg: np.ndarray,
         pool: ThreadPoolExecutor,
+        threads: int,
     ) -> None:
         from scipy import ndimage
 
-        self.truth, self.seg, self.pool = truth, seg, pool
+        self.truth, self.seg, self.pool, self.threads = truth, seg, pool, threads
         self.labels = range(1, len(truth_regions) + 1)
         found = ndimage.find_objects(seg, max_label=len(truth_regions))
         self.regions = [_union(a, b) for a, b in zip(truth_regions, found, strict=True)]
@@ -176,7 +175,7 @@ class _Comparison:
         return self.truth[region] == label, self.seg[region] == label
 
     def _click(self, label: int, region: Region) -> Click | None:
-        made = largest_error_click(*self._masks(label, region))
+        made = largest_error_click(*self._masks(label, region), self.threads)
         if made is None:
             return None
         z, y, x = (i + part.start for i, part in zip(made.point, region, strict=True))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.case import LabelledCase
+from utils.clicks import bounding_box
 
 MARGIN = 0.25  # of the object's extent, shown round it
 MIN_MARGIN = 6  # voxels
@@ -44,14 +45,13 @@ def cut_planes(labelled: LabelledCase, seg: np.ndarray, label: int) -> Planes:
         label: The object, which is not empty in the truth.
     """
     case, truth = labelled.case, labelled.truth == label
-    either = truth | (seg == label)
+    held = bounding_box(truth | (seg == label))
     centre, crop = [], []
     for axis, n in enumerate(case.shape):
         others = tuple(i for i in range(3) if i != axis)
-        centre.append(int(truth.sum(axis=others).argmax()))
-        where = np.flatnonzero(either.any(axis=others))
-        margin = max(MIN_MARGIN, int(MARGIN * (where[-1] - where[0] + 1)))
-        crop.append(slice(max(int(where[0]) - margin, 0), min(int(where[-1]) + 1 + margin, n)))
+        centre.append(int(truth[held].sum(axis=others).argmax()) + held[axis].start)
+        margin = max(MIN_MARGIN, int(MARGIN * (held[axis].stop - held[axis].start)))
+        crop.append(slice(max(held[axis].start - margin, 0), min(held[axis].stop + margin, n)))
     slices = []
     for axis in range(3):
         at = tuple(centre[i] if i == axis else crop[i] for i in range(3))
