@@ -26,6 +26,7 @@ from utils.options import add_model_options, checkpoint_path, int_from, load_mod
 from utils.protocol import Predict, Round, play, predict_with
 from utils.report.folder import Folder
 from utils.report.page import write_report
+from utils.report.planes import cut_planes
 from utils.report.results import Result, collect, write_segs
 from utils.workers import Workers, run_local
 
@@ -186,8 +187,8 @@ def evaluate_entry(
             segs = [*segs, seg] if args.save == "all" else [seg]
     if args.save != "none":
         write_segs(folder.segs(entry.name), segs, args.save == "all")
-    result = collect(entry.name, labelled, rounds, segs[-1])
-    folder.finish(result, identity)
+    result = collect(entry.name, labelled, rounds)
+    folder.finish(result, cut_planes(labelled, segs[-1], result.typical), identity)
     return result
 
 

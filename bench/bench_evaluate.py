@@ -27,6 +27,7 @@ from utils.case import LabelledCase, read_labelled_case  # noqa: E402
 from utils.protocol import Prediction, Request, Round, play  # noqa: E402
 from utils.report.folder import Folder  # noqa: E402
 from utils.report.page import write_report  # noqa: E402
+from utils.report.planes import cut_planes  # noqa: E402
 from utils.report.results import collect, write_segs  # noqa: E402
 
 SHAPE = (63, 512, 512)
@@ -130,7 +131,8 @@ def main(args: argparse.Namespace) -> None:
         write_segs(folder.segs("case.npz"), segs, with_all=True)
         print(f"| predictions of all rounds saved | {time.perf_counter() - start:.1f} s | |")
         folder.prepare({"code": "", "time_limit": 0.0}, dict(method="", commit="", date=""), False)
-        folder.finish(collect("case.npz", labelled, rounds, segs[-1]), "")
+        result = collect("case.npz", labelled, rounds)
+        folder.finish(result, cut_planes(labelled, segs[-1], result.typical), "")
         start = time.perf_counter()
         write_report(folder, ["case.npz"])
         print(f"| report | {time.perf_counter() - start:.1f} s | {peak_gb():.1f} GB |")

@@ -32,7 +32,7 @@ def nsd(
     Surfaces are sub-voxel, as in DeepMind's surface-distance, which the official evaluator uses:
     each corner of the voxel grid whose 2 x 2 x 2 voxels are not all alike holds a piece of
     surface, whose area depends on which of them are set and is taken from MONAI's table. MONAI's
-    own NSD is the same to 1e-6, and takes 60 times as long.
+    own NSD is the same to 1e-6, and takes 50 times as long.
 
     Args:
         truth: A region that holds the whole object and the whole prediction; what lies outside

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.files import atomic_write
-from utils.report.results import Result, read_result, write_result
+from utils.report.planes import Planes
+from utils.report.results import Result, read_planes, read_result, write_result
 
 
 class Folder:
@@ -55,9 +56,14 @@ class Folder:
         """The result of a case, if there is one, and of these contents."""
         return read_result(self._record(name), fingerprint)
 
-    def finish(self, result: Result, fingerprint: str) -> None:
+    def planes(self, name: str) -> Planes:
+        """Slices of a finished case."""
+        return read_planes(self._record(name))
+
+    def finish(self, result: Result, planes: Planes, fingerprint: str) -> None:
+        """Keep the result of a case."""
         self._failure(result.name).unlink(missing_ok=True)
-        write_result(self._record(result.name), result, fingerprint)
+        write_result(self._record(result.name), result, planes, fingerprint)
 
     def fail(self, name: str, reason: str) -> None:
         """Keep why a case could not be evaluated."""

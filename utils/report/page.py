@@ -14,6 +14,7 @@ from utils.files import atomic_write
 from utils.metrics import auc
 from utils.protocol import ROUNDS, SECONDS_PER_OBJECT
 from utils.report.folder import Folder
+from utils.report.planes import Planes
 from utils.report.results import Result, write_metrics, write_metrics_objects
 
 TEMPLATE = Path(__file__).with_name("template.html")
@@ -65,7 +66,7 @@ def write_report(folder: Folder, names: list[str]) -> int:
     run = folder.run()
     for name, text in (
         ("summary.md", summary(run, results, missing)),
-        ("report.html", page(run, results, missing)),
+        ("report.html", page(run, results, missing, folder.planes)),
     ):
         with atomic_write(folder.path / name) as file:
             file.write(text.encode())
@@ -195,8 +196,20 @@ def chosen_cases(results: list[Result]) -> list[tuple[str, Result]]:
     return [(title, ranked[index]) for index, title in sorted(picks.items())]
 
 
-def page(run: dict[str, Any], results: list[Result], missing: dict[str, str]) -> str:
-    """The whole report in one file that loads nothing else."""
+def page(
+    run: dict[str, Any],
+    results: list[Result],
+    missing: dict[str, str],
+    planes_of: Callable[[str], Planes],
+) -> str:
+    """The whole report in one file that loads nothing else.
+
+    Args:
+        run: Settings, and what else there is to say.
+        results: Of the finished cases.
+        missing: Why the others are not, by name.
+        planes_of: Slices of a finished case, by its name.
+    """
     parts = [f"<h1>Evaluation: {escape(run['method'])}</h1>", _facts_html(facts(run, results))]
     parts.append(_problems_html(results, missing))
     if results:
@@ -215,7 +228,7 @@ def page(run: dict[str, Any], results: list[Result], missing: dict[str, str]) ->
             if row.level == 2
         }
         parts.append("<h2>Time</h2>" + draw_seconds(seconds, SECONDS_PER_OBJECT))
-        parts.append(_pictures_html(results))
+        parts.append(_pictures_html(results, planes_of))
         parts.append(_cases_html(results))
     template = Template(TEMPLATE.read_text())
     return template.substitute(title=escape(run["method"]), body="\n".join(parts))
@@ -257,7 +270,7 @@ def _table_html(rows: list[Row]) -> str:
     return "".join(lines) + "</tbody></table>"
 
 
-def _pictures_html(results: list[Result]) -> str:
+def _pictures_html(results: list[Result], planes_of: Callable[[str], Planes]) -> str:
     from utils.report.pictures import BOX, PREDICTION, TRUTH, draw_planes
 
     legend = "".join(
@@ -278,8 +291,9 @@ def _pictures_html(results: list[Result]) -> str:
             continue
         parts.append(f"<h3>{escape(row.title)}</h3>")
         for title, result in chosen_cases(row.results):
-            label = int(result.planes.label)
-            png = base64.b64encode(draw_planes(result.planes, result.clicks[:, label - 1])).decode()
+            label = result.typical
+            picture = draw_planes(planes_of(result.name), result.clicks[:, label - 1])
+            png = base64.b64encode(picture).decode()
             final = result.scores[-1, label - 1, 0]
             caption = (
                 f"<b>{title}</b> {escape(result.name)}: DSC {result.curve('DSC')[-1]:.3f}; shown: "

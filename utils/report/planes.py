@@ -16,7 +16,6 @@ class Planes:
     """Slices along z, y and x through one object, cropped to it; all in (z, y, x).
 
     Attributes:
-        label: The object's number.
         centre: The voxel where the slices meet.
         start: First voxel of the crop.
         spacing: In mm.
@@ -26,7 +25,6 @@ class Planes:
         across_x: (3, z, y).
     """
 
-    label: np.ndarray
     centre: np.ndarray
     start: np.ndarray
     spacing: np.ndarray
@@ -58,7 +56,6 @@ def cut_planes(labelled: LabelledCase, seg: np.ndarray, label: int) -> Planes:
         slices.append(np.stack([case.image[at].astype(np.uint8), truth[at], seg[at] == label]))
     box = case.objects[label - 1].box
     return Planes(
-        np.array(label),
         np.array(centre),
         np.array([part.start for part in crop]),
         np.array(case.spacing),

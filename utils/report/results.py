@@ -12,9 +12,10 @@ import numpy as np
 from utils.case import LabelledCase
 from utils.files import atomic_write
 from utils.metrics import auc
-from utils.prompts import Click
 from utils.protocol import METRICS, ROUNDS, SECONDS_PER_OBJECT, Round
-from utils.report.planes import Planes, cut_planes
+from utils.report.planes import Planes
+
+_PLANES = "planes_"  # of the keys of a record
 
 MODALITIES = ("CT", "MR", "PET", "US", "Microscopy")
 
@@ -31,7 +32,6 @@ class Result:
         seconds: (ROUNDS,) of the predictions.
         clicks: (ROUNDS, objects, 4) as 1 foreground, 0 background or -1 none, then z, y, x.
         failures: Of each round, "" where there is none.
-        planes: Slices through one object, to look at.
     """
 
     name: str
@@ -41,7 +41,6 @@ class Result:
     seconds: np.ndarray
     clicks: np.ndarray
     failures: tuple[str, ...]
-    planes: Planes
 
     @property
     def file_name(self) -> str:
@@ -58,6 +57,12 @@ class Result:
     @property
     def seconds_per_object(self) -> float:
         return float(self.seconds.sum()) / len(self.labels)
+
+    @property
+    def typical(self) -> int:
+        """The object of median final DSC, from 1 on."""
+        ranked = np.argsort(self.scores[-1, :, METRICS.index("DSC")], kind="stable")
+        return int(ranked[len(ranked) // 2]) + 1
 
     def curve(self, metric: str) -> np.ndarray:
         """(ROUNDS,) mean over the objects."""
@@ -78,8 +83,8 @@ def grouping(name: str) -> tuple[str, str]:
     return (modality, dataset) if modality in MODALITIES else ("other", dataset)
 
 
-def collect(name: str, labelled: LabelledCase, rounds: list[Round], seg: np.ndarray) -> Result:
-    """The result of a case whose rounds are played; `seg` is the last prediction."""
+def collect(name: str, labelled: LabelledCase, rounds: list[Round]) -> Result:
+    """The result of a case whose rounds are played."""
     count = len(labelled.labels)
     scores = np.zeros((ROUNDS, count, len(METRICS)))
     seconds = np.zeros(ROUNDS)
@@ -92,16 +97,20 @@ def collect(name: str, labelled: LabelledCase, rounds: list[Round], seg: np.ndar
         for i, click in enumerate(played.clicks):
             if click is not None:
                 clicks[played.index, i] = (click.is_foreground, *click.point)
-    final = scores[-1, :, 0]
-    typical = int(np.argsort(final, kind="stable")[count // 2]) + 1
-    planes = cut_planes(labelled, seg, typical)
     has_boxes = bool(labelled.case.rounds)
     labels = np.array(labelled.labels)
-    return Result(name, labels, has_boxes, scores, seconds, clicks, tuple(failures), planes)
+    return Result(name, labels, has_boxes, scores, seconds, clicks, tuple(failures))
 
 
-def write_result(path: Path, result: Result, fingerprint: str) -> None:
-    """Keep a result, whole or not at all; the fingerprint says of which files it is."""
+def write_result(path: Path, result: Result, planes: Planes, fingerprint: str) -> None:
+    """Keep a result and a look at it, whole or not at all.
+
+    Args:
+        path: Of the record.
+        result: Of the case.
+        planes: Slices through its typical object.
+        fingerprint: Says of which contents it is.
+    """
     arrays: dict[str, Any] = {
         "fingerprint": fingerprint,
         "name": result.name,
@@ -112,7 +121,7 @@ def write_result(path: Path, result: Result, fingerprint: str) -> None:
         "clicks": result.clicks,
         "failures": np.array(result.failures, dtype=str),
     }
-    arrays |= {f"planes_{key}": value for key, value in vars(result.planes).items()}
+    arrays |= {_PLANES + key: value for key, value in vars(planes).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         np.savez_compressed(file, **arrays)
@@ -122,7 +131,7 @@ def read_result(path: Path, fingerprint: str | None = None) -> Result | None:
     """A kept result, or None if there is none of this fingerprint that can be read."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+            arrays = {key: file[key] for key in file if not key.startswith(_PLANES)}
         if fingerprint is not None and str(arrays["fingerprint"]) != fingerprint:
             return None
         return Result(
@@ -133,10 +142,16 @@ def read_result(path: Path, fingerprint: str | None = None) -> Result | None:
             arrays["seconds"],
             arrays["clicks"],
             tuple(str(failure) for failure in arrays["failures"]),
-            Planes(**{k[7:]: value for k, value in arrays.items() if k.startswith("planes_")}),
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
+
+
+def read_planes(path: Path) -> Planes:
+    """The slices in a record."""
+    with np.load(path, allow_pickle=False) as file:
+        keys = [key for key in file if key.startswith(_PLANES)]
+        return Planes(**{key.removeprefix(_PLANES): file[key] for key in keys})
 
 
 def write_segs(path: Path, segs: list[np.ndarray], with_all: bool) -> None:
@@ -212,9 +227,3 @@ def _write_csv(path: Path, rows: list[dict[str, object]]) -> None:
     writer.writerows(rows)
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())
-
-
-def click_of(values: np.ndarray) -> Click | None:
-    """A click as `Result.clicks` holds it."""
-    kind, z, y, x = (int(value) for value in values)
-    return None if kind < 0 else Click((z, y, x), bool(kind))
