@@ -3,6 +3,7 @@
 No volume is ever resampled beyond the ROI.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,14 +74,22 @@ def crop_roi(image: np.ndarray, roi: Roi) -> Tensor:
 
     Equal to SimpleITK's linear resampler to the last float32 bits.
     """
+    positions, insides = zip(*(roi.positions(axis) for axis in range(3)), strict=True)
+    z, y, x = (torch.from_numpy(inside) for inside in insides)
+    is_inside = z[:, None, None] & y[:, None] & x
+    return torch.where(is_inside, sample_linear(image, positions), 0.0)
+
+
+def sample_linear(image: np.ndarray, positions: Sequence[np.ndarray]) -> Tensor:
+    """Linear interpolation of a (D, H, W) image where three rows of voxel coordinates cross.
+
+    Coordinates beyond the image take the value at its border.
+    """
     x = torch.from_numpy(image)
-    is_inside = torch.ones((), dtype=torch.bool)
     weights = []
-    for axis, n in enumerate(roi.shape):
-        position, inside = roi.positions(axis)
+    for axis, (position, n) in enumerate(zip(positions, image.shape, strict=True)):
         low = np.floor(position).astype(np.int64)
         along = [-1 if i == axis else 1 for i in range(3)]
-        is_inside = is_inside & torch.from_numpy(inside).view(along)
         pair = np.clip([low, low + 1], 0, n - 1)
         rows, pair = np.unique(pair, return_inverse=True)  # read each slice once
         x = x.index_select(axis, torch.from_numpy(rows))
@@ -89,7 +98,7 @@ def crop_roi(image: np.ndarray, roi: Roi) -> Tensor:
     for axis, (pair, fraction) in enumerate(weights):
         below, above = (x.index_select(axis, index).float() for index in pair)
         x = torch.lerp(below, above, fraction)
-    return torch.where(is_inside, x, 0.0)
+    return x
 
 
 def crop_roi_nearest(labels: np.ndarray, roi: Roi, stride: int = 1) -> np.ndarray:

@@ -13,6 +13,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from segment_anything.modeling.common import LayerNorm3d, MLPBlock
 
@@ -202,6 +203,7 @@ class ImageEncoderViT3D(nn.Module):
     ) -> None:
         super().__init__()
         self.img_size = img_size
+        self.save_memory = False  # recompute each block in the backward pass
         grid = img_size // patch_size
         self.patch_embed = PatchEmbed3D(patch_size, in_chans, embed_dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, grid, embed_dim))
@@ -222,5 +224,8 @@ class ImageEncoderViT3D(nn.Module):
         """(B, in_chans, S, S, S) volumes, S = img_size -> (B, out_chans, S / patch_size, ...)."""
         x = self.patch_embed(x) + self.pos_embed
         for block in self.blocks:
-            x = block(x)
+            if self.save_memory and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x)
         return self.neck(x.movedim(-1, 1))
