@@ -82,7 +82,7 @@ def test_clicks_are_uniform_over_the_errors():
     pred = torch.zeros_like(truth)
     found = Counter(
         tuple(random_error_click(pred, truth, torch.tensor([draw]))[0].flatten().tolist())
-        for draw in np.linspace(0, 1, 48, endpoint=False)
+        for draw in (np.arange(48) + 0.5) / 48
     )
     assert found == {tuple(map(float, index)): 4 for index in truth[0, 0].nonzero().tolist()}
 
