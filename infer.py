@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils.memory import peak_gb
 from utils.options import add_model_options, load_model
 
 # torch is imported where it is used, so that --help and messages about options come at once.
@@ -60,14 +61,8 @@ def read_cases(paths: list[Path]) -> Iterator[tuple[Path, "Case | Exception"]]:
 
 def peak_memory(device_type: str) -> str:
     """Of this process so far, and of the GPU."""
-    import resource
-
-    import torch
-
-    text = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GB"
-    if device_type == "cuda":
-        text += f", GPU {torch.cuda.max_memory_allocated() / 2**30:.1f} GB"
-    return text
+    text = f"{peak_gb():.1f} GB"
+    return f"{text}, GPU {peak_gb('cuda'):.1f} GB" if device_type == "cuda" else text
 
 
 def main(args: argparse.Namespace) -> int:

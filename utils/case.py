@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from utils.files import atomic_write
-from utils.npz import CaseError, read_array, read_npz, read_objects
+from utils.npz import CaseError, read_array, read_form, read_npz, read_objects
 from utils.prompts import Box, Click, Index3, Prompts
 
 MAX_OBJECTS = 255  # labels of the uint8 output
@@ -85,8 +85,7 @@ def read_labelled_case(path: Path, truth_path: Path | None = None) -> LabelledCa
     def parse(archive: zipfile.ZipFile) -> Case:
         spacing = _check_spacing(read_array(archive, "spacing"))
         image = _check_image(read_array(archive, "imgs"))
-        if truth.shape != image.shape:
-            raise CaseError(f"expected gts of shape {image.shape} as imgs, got {truth.shape}")
+        _check_same_shape(truth, image)
         boxes = read_objects(archive, "boxes")
         if boxes is None:
             objects = tuple(Prompts() for _ in labels)
@@ -99,6 +98,45 @@ def read_labelled_case(path: Path, truth_path: Path | None = None) -> LabelledCa
         return Case(path.name, image, spacing, objects, int(boxes is not None))
 
     return LabelledCase(read_npz(path, parse), truth, labels)
+
+
+def read_volumes(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
+    """Read image and gts of a case, whatever its labels -> two (D, H, W), spacing (z, y, x) in mm.
+
+    Raises:
+        CaseError: The file is not usable.
+        OSError: It can't be read.
+    """
+
+    def parse(
+        archive: zipfile.ZipFile,
+    ) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
+        spacing = _check_spacing(read_array(archive, "spacing"))
+        image = _check_image(read_array(archive, "imgs"))
+        gts = _check_gts(read_array(archive, "gts"))
+        _check_same_shape(gts, image)
+        return image, gts, spacing
+
+    return read_npz(path, parse)
+
+
+def read_geometry(path: Path) -> tuple[Index3, int, tuple[float, float, float]]:
+    """(D, H, W) of a case with gts, bytes per label, spacing (z, y, x) in mm; reads no volume.
+
+    Raises:
+        CaseError: The file is not usable.
+        OSError: It can't be read.
+    """
+
+    def parse(archive: zipfile.ZipFile) -> tuple[Index3, int, tuple[float, float, float]]:
+        spacing = _check_spacing(read_array(archive, "spacing"))
+        shape, _ = read_form(archive, "imgs")
+        gts_shape, dtype = read_form(archive, "gts")
+        if len(shape) != 3 or gts_shape != shape:
+            raise CaseError(f"expected imgs and gts of one 3D shape, got {shape} and {gts_shape}")
+        return (shape[0], shape[1], shape[2]), dtype.itemsize, spacing
+
+    return read_npz(path, parse)
 
 
 def read_segs(path: Path, shape: Index3) -> np.ndarray:
@@ -180,17 +218,8 @@ def write_round(
 
 def _parse_truth(archive: zipfile.ZipFile) -> tuple[np.ndarray, tuple[int, ...]]:
     """(D, H, W) uint8 with labels 1, 2, ..., and what the file calls them."""
-    truth = read_array(archive, "gts")
-    if truth is None:
-        raise CaseError("expected gts, got none")
-    if truth.ndim != 3 or truth.size == 0 or truth.dtype.kind not in "bui":
-        raise CaseError(
-            f"gts must be 3D integers (z, y, x), got shape {truth.shape} of {truth.dtype}"
-        )
-    values = np.unique(np.concatenate([np.unique(plane) for plane in truth]))
-    if values[0] < 0:
-        raise CaseError(f"expected gts of labels from 0 on, got {values[0]}")
-    values = values[values > 0]
+    truth = _check_gts(read_array(archive, "gts"))
+    values = label_values(truth)
     if not 1 <= len(values) <= MAX_OBJECTS:
         raise CaseError(f"expected 1 to {MAX_OBJECTS} objects in gts, got {len(values)}")
     if values[-1] == len(values):
@@ -199,6 +228,29 @@ def _parse_truth(archive: zipfile.ZipFile) -> tuple[np.ndarray, tuple[int, ...]]
         planes = [np.searchsorted(values, plane, "right").astype(np.uint8) for plane in truth]
         seg = np.stack(planes)
     return seg, tuple(int(value) for value in values)
+
+
+def _check_gts(truth: np.ndarray | None) -> np.ndarray:
+    if truth is None:
+        raise CaseError("expected gts, got none")
+    if truth.ndim != 3 or truth.size == 0 or truth.dtype.kind not in "bui":
+        raise CaseError(
+            f"gts must be 3D integers (z, y, x), got shape {truth.shape} of {truth.dtype}"
+        )
+    if truth.min() < 0:
+        raise CaseError(f"expected gts of labels from 0 on, got {truth.min()}")
+    return truth
+
+
+def _check_same_shape(truth: np.ndarray, image: np.ndarray) -> None:
+    if truth.shape != image.shape:
+        raise CaseError(f"expected gts of shape {image.shape} as imgs, got {truth.shape}")
+
+
+def label_values(seg: np.ndarray) -> np.ndarray:
+    """The labels above 0 in a (D, H, W) volume, ascending."""
+    values = np.unique(np.concatenate([np.unique(plane) for plane in seg]))
+    return values[values > 0]
 
 
 def _parse_case(name: str, archive: zipfile.ZipFile) -> Case:

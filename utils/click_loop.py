@@ -61,6 +61,13 @@ def random_error_click(pred: Tensor, truth: Tensor, draw: Tensor) -> tuple[Tenso
     return point.float(), labels
 
 
+def dice(logits: Tensor, truth: Tensor) -> Tensor:
+    """Of masks (B, 1, S, S, S), the second bool and not empty -> (B,)."""
+    pred = (logits > MASK_THRESHOLD).flatten(1)
+    true = truth.flatten(1)
+    return 2 * (pred & true).sum(dim=1) / (pred.sum(dim=1) + true.sum(dim=1))
+
+
 class ClickLoop(nn.Module):
     """The whole step as one module, so that DistributedDataParallel sees its forward pass.
 

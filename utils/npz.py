@@ -77,6 +77,40 @@ def read_array(archive: zipfile.ZipFile, key: str) -> np.ndarray | None:
     return values.T if is_fortran else values
 
 
+def read_form(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of an array, as its header tells."""
+    if f"{key}.npy" not in archive.namelist():
+        raise CaseError(f"expected {key}, got none")
+    with archive.open(f"{key}.npy") as file:
+        shape, _, dtype, _ = _read_header(archive, key, file)
+    return shape, dtype
+
+
+def map_array(path: Path, archive: zipfile.ZipFile, key: str) -> np.ndarray:
+    """An array of numbers that is stored uncompressed, mapped: pages are read when used.
+
+    Writing to it changes a private copy (and lets torch take it without a warning). Its checksum
+    is not compared. `archive` is `path`, open.
+    """
+    if f"{key}.npy" not in archive.namelist():
+        raise CaseError(f"expected {key}, got none")
+    info = archive.getinfo(f"{key}.npy")
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise CaseError(f"{key}: expected it stored, to be mapped, got method {info.compress_type}")
+    with archive.open(info) as file:
+        shape, is_fortran, dtype, size = _read_header(archive, key, file)
+        header_bytes = file.tell()
+    if dtype.kind not in "buif" or min(shape, default=0) < 1 or is_fortran:
+        raise CaseError(f"{key}: expected numbers in C order, got {dtype} of shape {shape}")
+    if math.prod(shape) * dtype.itemsize != size:
+        raise CaseError(f"{key}: expected {shape} of {dtype}, got {size} bytes")
+    with open(path, "rb") as raw:
+        raw.seek(info.header_offset + 26)  # of a zip's local header: two lengths, then two fields
+        name_bytes, extra_bytes = struct.unpack("<HH", raw.read(4))
+    offset = info.header_offset + 30 + name_bytes + extra_bytes + header_bytes
+    return np.memmap(path, dtype, "c", offset, shape)
+
+
 def read_objects(archive: zipfile.ZipFile, key: str) -> list | None:
     """One entry per object, of plain containers, strings and numbers; or None."""
     if f"{key}.npy" not in archive.namelist():

@@ -18,6 +18,7 @@ from utils.roi import (
     normalise,
     paste_roi,
     resampled_range,
+    roi_around,
 )
 
 TARGET_SPACING = 1.5  # mm; the resolution of the published training data
@@ -60,16 +61,18 @@ def baseline_query(
     """Centre the ROI on the cube round the prompt, and draw a voxel of that cube as the point."""
     sz, sy, sx = case.spacing
     step = (TARGET_SPACING / sz, TARGET_SPACING / sy, TARGET_SPACING / sx)
-    start, cube = [], []  # per axis, on the resampled grid
+    ranges = []
     for p, t, n in zip(point, step, case.shape, strict=True):
         low, high = max(int(p - PROMPT_RADIUS), 0), min(int(p + PROMPT_RADIUS) + 1, n)
-        first, last = resampled_range(low, high, t, n)
-        start.append((first + last - size) // 2)  # as torchio.CropOrPad(mask_name=...)
-        cube.append((max(first, start[-1]), min(last, start[-1] + size)))
+        ranges.append(resampled_range(low, high, t, n))
+    roi = roi_around(ranges, size, step, case.shape)
+    cube = [
+        (max(first, start), min(last, start + size))
+        for (first, last), start in zip(ranges, roi.start, strict=True)
+    ]
     sides = [last - first for first, last in cube]
     drawn = np.unravel_index(rng.randint(np.prod(sides)), sides)
-    z, y, x = (int(d) + first - s for d, (first, _), s in zip(drawn, cube, start, strict=True))
-    roi = Roi(size, (start[0], start[1], start[2]), step, case.shape)
+    z, y, x = (int(d) + first - s for d, (first, _), s in zip(drawn, cube, roi.start, strict=True))
     return Query(label, roi, (z, y, x))
 
 

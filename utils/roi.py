@@ -52,6 +52,17 @@ def resampled_shape(shape: Index3, step: tuple[float, float, float]) -> Index3:
     return d, h, w
 
 
+def roi_around(
+    ranges: Sequence[tuple[int, int]], size: int, step: tuple[float, float, float], shape: Index3
+) -> Roi:
+    """The ROI in whose middle lie the half-open ranges of the resampled grid.
+
+    Centred as torchio.CropOrPad(mask_name=...) does it.
+    """
+    z, y, x = ((first + last - size) // 2 for first, last in ranges)
+    return Roi(size, (z, y, x), step, shape)
+
+
 def resampled_range(start: int, stop: int, step: float, n: int) -> tuple[int, int]:
     """Half-open [start, stop) on an original axis of n voxels -> on the resampled one.
 
@@ -81,23 +92,28 @@ def crop_roi(image: np.ndarray, roi: Roi) -> Tensor:
 
 
 def sample_linear(image: np.ndarray, positions: Sequence[np.ndarray]) -> Tensor:
-    """Linear interpolation of a (D, H, W) image where three rows of voxel coordinates cross.
+    """Linear interpolation of a (D, H, W) image where three ascending rows of coordinates cross.
 
-    Coordinates beyond the image take the value at its border.
+    Of the image only the slices between the ends are read. Coordinates beyond the image take the
+    value at its border.
     """
-    x = torch.from_numpy(image)
-    weights = []
-    for axis, (position, n) in enumerate(zip(positions, image.shape, strict=True)):
+    region, weights = [], []
+    for position, n in zip(positions, image.shape, strict=True):
         low = np.floor(position).astype(np.int64)
-        along = [-1 if i == axis else 1 for i in range(3)]
         pair = np.clip([low, low + 1], 0, n - 1)
-        rows, pair = np.unique(pair, return_inverse=True)  # read each slice once
+        region.append(slice(pair[0, 0], pair[1, -1] + 1))
+        weights.append((pair - pair[0, 0], (position - low).astype(np.float32)))
+    x = torch.from_numpy(image[tuple(region)])
+    for axis, (pair, _) in enumerate(weights):
+        rows, pair[:] = np.unique(pair, return_inverse=True)  # read each slice once
         x = x.index_select(axis, torch.from_numpy(rows))
-        fraction = torch.from_numpy((position - low).astype(np.float32)).view(along)
-        weights.append((torch.from_numpy(pair), fraction))
-    for axis, (pair, fraction) in enumerate(weights):
-        below, above = (x.index_select(axis, index).float() for index in pair)
-        x = torch.lerp(below, above, fraction)
+    for axis, ((low, high), fraction) in enumerate(weights):
+        below = x.index_select(axis, torch.from_numpy(low)).float()
+        if fraction.any():
+            above = x.index_select(axis, torch.from_numpy(high)).float()
+            along = [-1 if i == axis else 1 for i in range(3)]
+            below = torch.lerp(below, above, torch.from_numpy(fraction).view(along))
+        x = below
     return x
 
 
@@ -138,7 +154,8 @@ def normalise(image_roi: Tensor) -> Tensor:
 
     Where these voxels are none, or all equal, the scale is left as it is.
     """
-    values = image_roi[image_roi > 0].double()
-    mean = values.mean() if len(values) else values.new_zeros(())
-    std = values.std() if len(values) > 1 else values.new_zeros(())
-    return (image_roi - mean.float()) / (std.float() if std > 0 else 1.0)
+    voxels = image_roi.numpy().ravel()
+    values = np.compress(voxels > 0, voxels)  # several times as fast as torch's image[image > 0]
+    mean = float(values.mean(dtype=np.float64)) if len(values) else 0.0
+    std = float(values.std(dtype=np.float64, ddof=1)) if len(values) > 1 else 0.0
+    return (image_roi - mean) / (std if std > 0 else 1.0)

@@ -1,0 +1,451 @@
+"""Train or fine-tune SAM-Med3D by the published recipe; train.sh names its values.
+
+One process, or several under torchrun, a GPU each. Writes below --work_dir/--task_name:
+sam_model_latest.pth, sam_model_loss_best.pth, sam_model_dice_best.pth, log.csv, Loss.png, Dice.png.
+SIGTERM and SIGINT finish the step, save and exit; --resume goes on to the same losses as without.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.options import int_from
+
+# torch is imported where it is used, so that --help and messages about options come at once.
+if TYPE_CHECKING:
+    import torch
+
+    from utils.processes import Processes
+    from utils.train_loop import Loop, Stop
+    from utils.train_state import TrainState
+
+ROOT = Path(__file__).resolve().parent
+CLICKS = ("random",)
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    count = int_from(1, 2**31)
+    run = parser.add_argument_group("run")
+    run.add_argument("--task_name", default="union_train", help="folder of the run in --work_dir")
+    run.add_argument("--work_dir", type=Path, default=ROOT / "work_dir")
+    run.add_argument(
+        "--resume", action="store_true", help="go on from sam_model_latest.pth, if there is one"
+    )
+    run.add_argument("--seed", type=int_from(0, 2**31), default=0)
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    run.add_argument(
+        "--multi_gpu", action="store_true", help="a process for each of --gpu_ids, or each GPU"
+    )
+    run.add_argument("--gpu_ids", type=int, nargs="+", help="GPUs to use; default: all")
+
+    model = parser.add_argument_group("network")
+    model.add_argument("--checkpoint", type=Path, help="weights to begin with; default: random")
+    model.add_argument(
+        "--model_type", help="of the registry; default: the checkpoint's, or vit_b_ori"
+    )
+    model.add_argument(
+        "--img_size", type=count, help="voxels along the ROI's sides; default: the network's"
+    )
+    model.add_argument(
+        "--allow_partial_weight",
+        action="store_true",
+        help="initialise the tensors that do not fit the checkpoint instead of stopping",
+    )
+
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data", type=Path, nargs="+", help="folders; default: img_datas of utils/data_paths.py"
+    )
+    data.add_argument(
+        "--min_voxels", type=int, default=1000, help="labels must have more, at 1.5 mm"
+    )
+    data.add_argument(
+        "--max_bad_share",
+        type=float,
+        default=0.05,
+        help="of the files may be unusable; they are named and skipped",
+    )
+    data.add_argument(
+        "--num_workers", type=int_from(0, 1024), default=4, help="that read, per process"
+    )
+
+    loop = parser.add_argument_group("recipe")
+    loop.add_argument("--num_epochs", type=count, default=200)
+    loop.add_argument("--batch_size", type=count, default=6, help="per process")
+    loop.add_argument(
+        "--accumulation_steps", type=count, default=20, help="batches per optimizer step"
+    )
+    loop.add_argument("--lr", type=float, default=8e-5, help="of the encoder; others a tenth")
+    loop.add_argument("--weight_decay", type=float, default=0.1)
+    loop.add_argument(
+        "--lr_scheduler",
+        choices=("multisteplr", "steplr", "coswarm", "linear"),
+        default="multisteplr",
+    )
+    loop.add_argument("--step_size", type=count, nargs="+", default=[120, 180], help="epochs")
+    loop.add_argument("--gamma", type=float, default=0.1, help="factor of the learning rate")
+    loop.add_argument("--click_type", choices=CLICKS, default="random", help="among the errors")
+    loop.add_argument(
+        "--multi_click", action="store_true", help="prompt with all clicks, not only the last one"
+    )
+
+    cost = parser.add_argument_group("cost")
+    cost.add_argument(
+        "--amp",
+        choices=("auto", "bf16", "fp16", "fp32"),
+        default="auto",
+        help="auto: bf16 on a GPU that has it, else fp16; fp32 on a CPU",
+    )
+    cost.add_argument(
+        "--save_memory",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compute activations twice instead of keeping them; same gradients",
+    )
+
+    val = parser.add_argument_group("validation")
+    val.add_argument("--val_cases", type=Path, help="folder of cases with gts; see evaluate.py")
+    val.add_argument("--val_every", type=count, default=10, help="epochs; and after the last one")
+    return parser
+
+
+def relaunch(args: argparse.Namespace) -> None:
+    """Become torchrun with a process per GPU, for --multi_gpu; does not return."""
+    import torch
+
+    count = len(args.gpu_ids) if args.gpu_ids else torch.cuda.device_count() or 1
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    os.execv(sys.executable, [sys.executable, *command, __file__, *sys.argv[1:]])
+
+
+def precision_of(amp: str, device: "torch.device") -> str:
+    import torch
+
+    if amp != "auto":
+        return amp
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def build_state(
+    args: argparse.Namespace,
+    latest: Path,
+    processes: "Processes",
+    say: Callable[[str], None],
+) -> "TrainState":
+    """A new run, or the one that `latest` holds.
+
+    Raises:
+        ValueError, OSError: Options and files do not fit.
+    """
+    import torch
+
+    from utils.checkpoint import Checkpoint
+    from utils.train_state import (
+        TrainState,
+        build_network,
+        make_optimizer,
+        make_scheduler,
+        read_state,
+        read_weights,
+        resume,
+    )
+
+    torch.manual_seed(args.seed)
+    content = read_state(latest) if latest.exists() else None
+    if content is not None:
+        model_args = dict(content.get("model_args", {}))
+        model_type = content.get("model_type", args.model_type or "vit_b_ori")
+        saved = Checkpoint(latest, content["model_state_dict"], model_type, model_args)
+        checkpoint: Checkpoint | None = saved
+        network = build_network(checkpoint)
+    else:
+        checkpoint = read_weights(args.checkpoint) if args.checkpoint else None
+        network = build_network(
+            checkpoint, args.model_type, args.img_size, args.allow_partial_weight
+        )
+    model, model_type, model_args, left = network
+    origin = checkpoint.path if checkpoint else "random weights"
+    say(f"{' '.join(map(str, filter(None, (model_type, model_args))))} from {origin}")
+    for notice in checkpoint.notices if checkpoint else []:
+        say(notice)
+    if left:
+        say(f"left as initialised: {', '.join(left)}")
+    model = model.to(processes.device).train()
+    optimizer = make_optimizer(model, args.lr, args.weight_decay)
+    scheduler = make_scheduler(optimizer, args.lr_scheduler, args.step_size, args.gamma)
+    is_scaled = precision_of(args.amp, processes.device) == "fp16"
+    scaler = torch.amp.GradScaler(processes.device.type, enabled=is_scaled)
+    state = TrainState(model, model_type, model_args, optimizer, scheduler, scaler)
+    if content is not None:
+        resume(state, content)
+        if state.progress.step:
+            check_same_order(args, content["args"], processes.count)
+    return state
+
+
+def check_same_order(args: argparse.Namespace, saved: dict[str, Any], count: int) -> None:
+    """Raises ValueError if the rest of an epoch would not be the one that was begun."""
+    now = options_of(args) | {"processes": count}
+    for key in ("batch_size", "accumulation_steps", "seed", "processes", "data", "min_voxels"):
+        if key in saved and saved[key] != now[key]:
+            raise ValueError(
+                f"--resume: the checkpoint lies within an epoch of {key} {saved[key]}, expected "
+                f"the same, got {now[key]}"
+            )
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The options as plain values."""
+    from utils.data_paths import img_datas
+
+    folders = args.data or [ROOT / folder for folder in img_datas]
+    options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    return options | {"data": [str(folder) for folder in folders]}
+
+
+def about(args: argparse.Namespace, processes: "Processes") -> dict[str, Any]:
+    """For the checkpoint: the options, the data, and what they ran on."""
+    import torch
+
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        commit = ""
+    options = options_of(args) | {"processes": processes.count}
+    ran_on = {"torch": torch.__version__, "device": str(processes.device), "commit": commit}
+    return {"args": options, "used_datas": options["data"], "ran_on": ran_on}
+
+
+def make_loop(
+    args: argparse.Namespace, state: "TrainState", processes: "Processes", stop: "Stop"
+) -> "Loop":
+    """Find the data and wire the loop.
+
+    Raises:
+        TrainingError: There is nothing to train on, or too many files are bad.
+    """
+    from monai.losses import DiceCELoss
+    from prefetch_generator import BackgroundGenerator
+    from torch import nn
+    from torch.nn.parallel import DistributedDataParallel
+
+    from utils.click_loop import ClickLoop
+    from utils.dataset import Batch, EpochSampler, RoiDataset, find_cases, make_loader
+    from utils.train_loop import BadFiles, Loop, TrainingError
+
+    folders = options_of(args)["data"]
+    cases, failures = find_cases(folders, args.min_voxels)
+    bad_files = BadFiles(len(cases) + len(failures), args.max_bad_share)
+    if processes.rank == 0:
+        bad_files.report(failures)
+    if not cases:
+        raise TrainingError(
+            f"no training data: expected cases made by data/resample_preprocess_for_CVPR_3DFM.py, "
+            f"with labels of more than {args.min_voxels} voxels, in {', '.join(folders)}; "
+            f"utils/data_paths.py or --data names the folders"
+        )
+    bad_files.messages |= failures
+    if bad_files.are_too_many:
+        raise bad_files.error()
+    device = processes.device
+    dataset = RoiDataset(cases, state.model.img_size, args.seed, args.min_voxels)
+    sampler = EpochSampler(len(cases), args.batch_size, args.seed, processes.rank, processes.count)
+    loader = make_loader(dataset, sampler, args.num_workers, device.type == "cuda")
+
+    def batches() -> Iterator[Batch]:
+        return BackgroundGenerator((batch.to(device) for batch in loader), max_prefetch=2)
+
+    loss = DiceCELoss(sigmoid=True, squared_pred=True)
+    step: nn.Module = ClickLoop(state.model, loss, args.multi_click, args.save_memory)
+    if processes.count > 1:
+        step = DistributedDataParallel(
+            step,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            # Box corners, the "no mask" embedding and spare mask tokens get no gradient.
+            find_unused_parameters=True,
+        )
+    precision = precision_of(args.amp, device)
+    return Loop(
+        step,
+        batches,
+        sampler,
+        processes,
+        args.accumulation_steps,
+        args.seed,
+        precision,
+        bad_files,
+        stop,
+    )
+
+
+def finish_epoch(
+    args: argparse.Namespace, loop: "Loop", state: "TrainState", seconds: float, batches: int
+) -> tuple[str, ...]:
+    """Bring the records up to date; returns the checkpoints that are to be written."""
+    from utils.memory import peak_gb
+    from utils.train_log import VALIDATION
+    from utils.train_state import DICE_BEST, LATEST, LOSS_BEST
+    from utils.validation import validate
+
+    progress, processes = state.progress, loop.processes
+    loss, dice = (total / len(loop.sampler) for total in (progress.loss_sum, progress.dice_sum))
+    samples = batches * args.batch_size * processes.count
+    row: dict[str, Any] = {
+        "epoch": progress.epoch,
+        "loss": loss,
+        "dice": dice,
+        "lr": state.scheduler.get_last_lr()[0],
+        "seconds": round(seconds, 1),
+        "samples_per_second": round(samples / seconds, 3),
+        "peak_gb": round(peak_gb(processes.device.type), 2),
+    }
+    progress.losses.append(loss)
+    progress.dices.append(dice)
+    state.scheduler.step()
+    progress.epoch += 1
+    progress.step, progress.loss_sum, progress.dice_sum = 0, 0.0, 0.0
+    is_due = progress.epoch % args.val_every == 0 or progress.epoch == args.num_epochs
+    if args.val_cases and is_due:
+        paths = sorted(args.val_cases.rglob("*.npz"))
+        row |= validate(state.model, paths, loop.precision, processes)
+    progress.log.append(row)
+    names = [LATEST]
+    if loss < progress.best_loss:
+        progress.best_loss = loss
+        names.append(LOSS_BEST)
+    score = row.get(VALIDATION[1]) if args.val_cases else dice
+    if score is not None and score > progress.best_dice:
+        progress.best_dice = score
+        names.append(DICE_BEST)
+    return tuple(names)
+
+
+def save(
+    args: argparse.Namespace,
+    folder: Path,
+    state: "TrainState",
+    processes: "Processes",
+    names: tuple[str, ...],
+) -> None:
+    """Write the log and the checkpoints `names`; the first process does."""
+    from utils.files import atomic_copy
+    from utils.train_log import write_log
+    from utils.train_state import save_state
+
+    if processes.rank == 0:
+        first, *others = names
+        save_state(folder / first, state, about(args, processes))
+        for name in others:
+            atomic_copy(folder / first, folder / name)
+        write_log(folder, state.progress.log)
+
+
+def tensorboard(folder: Path) -> Callable[[dict[str, Any]], None]:
+    """Writes a row of the log for TensorBoard, where that is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return lambda row: None
+    writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(row: dict[str, Any]) -> None:
+        for key, value in row.items():
+            if key != "epoch":
+                writer.add_scalar(key, value, row["epoch"])
+        writer.flush()
+
+    return write
+
+
+def train(
+    args: argparse.Namespace,
+    folder: Path,
+    loop: "Loop",
+    state: "TrainState",
+    say: Callable[[str], None],
+) -> int:
+    """Train to the last epoch; returns the exit status."""
+    from utils.train_loop import train_epoch
+    from utils.train_state import LATEST
+
+    progress, processes = state.progress, loop.processes
+    write_row = tensorboard(folder) if processes.rank == 0 else lambda row: None
+    effective = args.batch_size * processes.count * args.accumulation_steps
+    say(
+        f"{len(loop.sampler)} batches of {args.batch_size} x {processes.count} an epoch, "
+        f"{effective} samples per optimizer step, {loop.precision} on {processes.device}; "
+        f"epochs {progress.epoch}..{args.num_epochs - 1}"
+    )
+    while progress.epoch < args.num_epochs:
+        start, first = time.perf_counter(), progress.step
+        if not train_epoch(loop, state):
+            save(args, folder, state, processes, (LATEST,))
+            say(f"stopped in epoch {progress.epoch}, batch {progress.step}; --resume goes on")
+            return 128 + (loop.stop.number or signal.SIGTERM)
+        seconds, batches = time.perf_counter() - start, len(loop.sampler) - first
+        names = finish_epoch(args, loop, state, seconds, batches)
+        save(args, folder, state, processes, names)
+        row = progress.log[-1]
+        write_row(row)
+        say(", ".join(f"{key} {value:.6g}" for key, value in row.items()))
+    return 0
+
+
+def main(args: argparse.Namespace) -> int:
+    """Returns the exit status: 0, 1 if training failed, 2 if it can't begin, 128 + a signal."""
+    if args.multi_gpu and "RANK" not in os.environ:
+        relaunch(args)
+    if args.gpu_ids:  # before CUDA is used
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, args.gpu_ids))
+    from utils.processes import join_processes
+    from utils.train_loop import Stop, TrainingError
+    from utils.train_state import LATEST
+
+    stop = Stop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    folder = args.work_dir / args.task_name
+    latest = folder / LATEST
+    try:
+        if latest.exists() and not args.resume:
+            raise ValueError(
+                f"{folder} holds a run: go on with --resume, or give another --task_name"
+            )
+        with join_processes(args.device) as processes:
+            is_first = processes.rank == 0
+
+            def say(message: str) -> None:
+                if is_first:
+                    print(message, flush=True)
+
+            folder.mkdir(parents=True, exist_ok=True)
+            state = build_state(args, latest, processes, say)
+            loop = make_loop(args, state, processes, stop)
+            if is_first:
+                options = json.dumps(about(args, processes), indent=2)
+                (folder / "options.json").write_text(options + "\n")
+            return train(args, folder, loop, state, say)
+    except TrainingError as error:
+        print(f"{args.task_name}: {error}", file=sys.stderr)
+        return 1
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(get_args_parser().parse_args()))

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Fine-tune by the published recipe. Edit the values; options given here override them:
+#     bash train.sh --task_name mine --batch_size 2
+# With several GPUs each has a process, and --batch_size is that of each.
+set -euo pipefail
+root=$(cd "$(dirname "$0")" && pwd)
+requirements=requirements.txt
+modules="torch monai prefetch_generator tqdm matplotlib"
+. "$root/utils/environment.sh"
+
+options=(
+    --task_name union_train
+    --checkpoint "$root/ckpt/sam_med3d_turbo_bbox_init.pth"
+    --work_dir "$root/work_dir"
+    --model_type vit_b_ori
+    --img_size 128
+    --num_epochs 200
+    --batch_size 6
+    --accumulation_steps 20
+    --lr 8e-5
+    --weight_decay 0.1
+    --lr_scheduler multisteplr
+    --step_size 120 180
+    --gamma 0.1
+    --click_type random
+    --num_workers 4
+    --seed 0
+    --amp auto
+    --device auto
+)
+
+processes=$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')
+launch=()
+if [ "$processes" -gt 1 ]; then
+    launch=(-m torch.distributed.run --standalone --nproc-per-node "$processes")
+fi
+exec "$PYTHON" ${launch[@]+"${launch[@]}"} "$root/train.py" "${options[@]}" "$@"

@@ -1,0 +1,213 @@
+"""Prepared cases -> training samples."""
+
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from utils.click_loop import FIRST_WITHOUT_POINT, LAST_WITHOUT_POINT, ROUNDS
+from utils.npz import CaseError
+from utils.prepared import PreparedCase, map_volumes, read_prepared
+from utils.roi import crop_roi, crop_roi_nearest, normalise, roi_around
+
+MIN_VOXELS = 1000  # labels of not more are left out, as published
+STEP = (1.0, 1.0, 1.0)  # prepared cases lie on the resampled grid
+
+Item = tuple[int, int]  # epoch, and place in its order
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples side by side.
+
+    Attributes:
+        image: (B, 1, S, S, S) normalised ROIs.
+        truth: The same, bool.
+        draws: (B, ROUNDS) in [0, 1), for the clicks.
+        names: Of the cases.
+        failures: Messages about cases that could not be used, by name.
+    """
+
+    image: Tensor
+    truth: Tensor
+    draws: Tensor
+    names: tuple[str, ...]
+    failures: dict[str, str]
+
+    def pin_memory(self) -> "Batch":
+        image, truth, draws = (t.pin_memory() for t in (self.image, self.truth, self.draws))
+        return replace(self, image=image, truth=truth, draws=draws)
+
+    def to(self, device: torch.device) -> "Batch":
+        tensors = (self.image, self.truth, self.draws)
+        image, truth, draws = (t.to(device, non_blocking=True) for t in tensors)
+        return replace(self, image=image, truth=truth, draws=draws)
+
+
+def find_cases(
+    folders: Sequence[str | Path], min_voxels: int = MIN_VOXELS
+) -> tuple[list[PreparedCase], dict[str, str]]:
+    """The cases in and below the folders that have a label to train on, and why others failed.
+
+    Cases whose labels are all too small are left out without a message. Reads a few kB of each.
+    """
+    cases, failures = [], {}
+    for path in sorted({path for folder in folders for path in Path(folder).rglob("*.npz")}):
+        try:
+            case = read_prepared(path)
+        except (CaseError, OSError) as error:
+            failures[str(path)] = str(error)
+            continue
+        if case.label_counts.max(initial=0) > min_voxels:
+            cases.append(case)
+    return cases, failures
+
+
+class RoiDataset(Dataset):
+    """One sample per case and epoch: a random label of it, in the middle of its ROI.
+
+    The published recipe: the label made binary, the ROI cropped or padded round it, flipped along
+    each axis at random, normalised as for inference. A sample depends on seed, epoch and case
+    alone, not on the process that makes it.
+
+    Args:
+        cases: As `find_cases` returns them.
+        size: Voxels along each side of the ROI.
+        seed: Of everything that is drawn.
+        min_voxels: Labels must have more, in the whole case and in the ROI.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[PreparedCase],
+        size: int,
+        seed: int = 0,
+        min_voxels: int = MIN_VOXELS,
+    ) -> None:
+        from monai.transforms import Compose, EnsureTyped, RandFlipd
+
+        self.cases, self.size, self.seed, self.min_voxels = cases, size, seed, min_voxels
+        both = ["image", "truth"]
+        flips = [RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(3)]
+        self.augment = Compose([*flips, EnsureTyped(both, track_meta=False)])
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, item: Item) -> Batch:
+        """The sample of an epoch and a case; if that fails, the next case that does not."""
+        epoch, first = item
+        failures = {}
+        for index in range(first, first + len(self)):
+            case = self.cases[index % len(self)]
+            rng = np.random.default_rng((self.seed, epoch, index % len(self)))
+            try:
+                image, truth = self._sample(case, rng)
+            except (CaseError, OSError) as error:
+                failures[str(case.path)] = str(error)
+                continue
+            draws = torch.from_numpy(rng.random((1, ROUNDS)))
+            return Batch(image[None], truth[None], draws, (case.path.name,), failures)
+        raise CaseError(f"none of {len(self)} cases can be used; one says: {error_of(failures)}")
+
+    def _sample(self, case: PreparedCase, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Image and truth, (1, S, S, S) each."""
+        image, gts = map_volumes(case.path)
+        usable = np.flatnonzero(case.label_counts > self.min_voxels)
+        for i in rng.permutation(usable):
+            ranges = cast(list[tuple[int, int]], case.label_boxes[i].tolist())
+            d, h, w = case.shape
+            roi = roi_around(ranges, self.size, STEP, (d, h, w))
+            mask = crop_roi_nearest(gts, roi) == case.labels[i]
+            if np.count_nonzero(mask) > self.min_voxels:
+                return self._augmented(crop_roi(image, roi), mask, rng)
+        raise CaseError(
+            f"{case.path.name}: expected a label of more than {self.min_voxels} voxels in a ROI of "
+            f"{self.size}, got none"
+        )
+
+    def _augmented(
+        self, image: Tensor, mask: np.ndarray, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        self.augment.set_random_state(int(rng.integers(2**31)))
+        sample = self.augment({"image": image[None], "truth": torch.from_numpy(mask)[None]})
+        return normalise(sample["image"]), sample["truth"]
+
+
+def error_of(failures: dict[str, str]) -> str:
+    """The first message."""
+    return next(iter(failures.values()))
+
+
+def collate(samples: Sequence[Batch]) -> Batch:
+    """Batches of one -> one batch."""
+    image, truth, draws = (
+        torch.cat([getattr(sample, key) for sample in samples])
+        for key in ("image", "truth", "draws")
+    )
+    names = tuple(name for sample in samples for name in sample.names)
+    failures = {path: why for sample in samples for path, why in sample.failures.items()}
+    return Batch(image, truth, draws, names, failures)
+
+
+class EpochSampler(Sampler[list[Item]]):
+    """The batches of one process in one epoch.
+
+    The cases are shuffled, cut into batches for all processes together, the last one filled up
+    from the beginning, and each of these is cut into a part per process: so that two processes
+    see what one process with the double batch sees.
+
+    Attributes:
+        epoch: To be set before each iteration.
+        first: The batch to begin with.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int, rank: int = 0, count: int = 1) -> None:
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self.rank, self.count = rank, count
+        self.epoch = self.first = 0
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return -(-self.n // (self.batch_size * self.count))
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)
+        order = np.resize(order, len(self) * self.batch_size * self.count)
+        parts = order.reshape(len(self), self.count, self.batch_size)[self.first :, self.rank]
+        for part in parts.tolist():
+            yield [(self.epoch, index) for index in part]
+
+
+def round_without_point(seed: int, epoch: int, step: int) -> int:
+    """The round of a step that gets no point, the same in all processes."""
+    rng = np.random.default_rng((seed, epoch, step, ROUNDS))
+    return int(rng.integers(FIRST_WITHOUT_POINT, LAST_WITHOUT_POINT, endpoint=True))
+
+
+def make_loader(
+    dataset: RoiDataset, sampler: EpochSampler, num_workers: int, pin_memory: bool
+) -> Iterable[Batch]:
+    """Batches in the order of the sampler, made by `num_workers` processes, or by this one if 0."""
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+        worker_init_fn=_begin_worker,
+    )
+
+
+def _begin_worker(worker: int) -> None:
+    """The signals that stop a run reach all its processes; these leave it to the first one."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)

@@ -1,0 +1,131 @@
+"""Cases prepared for training: resampled, and laid out so that a crop is read without the rest.
+
+A prepared case is a .npz file that is not compressed, so that its volumes can be mapped:
+
+    imgs            (D, H, W) = (z, y, x) uint8
+    gts             the same, unsigned, with the labels of the source
+    spacing         3 float64 in mm, (x, y, z) as in the challenge
+    labels          (n,) those in gts, ascending
+    label_boxes     (n, 3, 2) their bounding boxes, half-open [start, stop) in (z, y, x)
+    label_counts    (n,) their voxels
+    source          sha256 of the source's fingerprint and of how it was prepared
+"""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.case import label_values
+from utils.files import atomic_write
+from utils.npz import CaseError, map_array, read_array, read_npz
+
+COLUMNS = ("labels", "label_boxes", "label_counts")
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """What a prepared file holds beside its volumes; the attributes are named as its keys."""
+
+    path: Path
+    shape: tuple[int, ...]
+    labels: np.ndarray
+    label_boxes: np.ndarray
+    label_counts: np.ndarray
+
+
+def write_prepared(
+    path: Path,
+    image: np.ndarray,
+    gts: np.ndarray,
+    spacing: tuple[float, float, float],
+    source: bytes,
+) -> None:
+    """Write a prepared case, whole or not at all.
+
+    Args:
+        path: Of the new file.
+        image: (D, H, W) uint8.
+        gts: (D, H, W) integer labels from 0 on.
+        spacing: (z, y, x) in mm.
+        source: Tells contents and ways to prepare them apart.
+
+    Raises:
+        CaseError: There are no labels.
+    """
+    values = label_values(gts)
+    if len(values) == 0:
+        raise CaseError("expected labels in the resampled gts, got none")
+    gts = gts.astype(np.min_scalar_type(int(values[-1])), copy=False)
+    boxes, counts = _boxes_and_counts(gts, values)
+    with atomic_write(path) as file:
+        np.savez(
+            file,
+            imgs=image,
+            gts=gts,
+            spacing=np.array(spacing[::-1], np.float64),
+            labels=values.astype(np.int64),
+            label_boxes=boxes,
+            label_counts=counts,
+            source=np.frombuffer(source, np.uint8),
+        )
+
+
+def read_prepared(path: Path) -> PreparedCase:
+    """Read all but the volumes, and check that these are there.
+
+    Raises:
+        CaseError: It is not a whole prepared case.
+        OSError: It can't be read.
+    """
+
+    def parse(archive: zipfile.ZipFile) -> PreparedCase:
+        labels, boxes, counts = (read_array(archive, key) for key in COLUMNS)
+        if labels is None or boxes is None or counts is None:
+            raise CaseError(
+                "expected a case made by data/resample_preprocess_for_CVPR_3DFM.py, got one "
+                f"without {', '.join(COLUMNS)}"
+            )
+        image, gts = (map_array(path, archive, key) for key in ("imgs", "gts"))
+        n = len(labels)
+        if boxes.shape != (n, 3, 2) or counts.shape != (n,) or image.shape != gts.shape:
+            raise CaseError(
+                f"expected boxes and counts of {n} labels and two volumes of one shape, got "
+                f"{boxes.shape}, {counts.shape}, {image.shape} and {gts.shape}"
+            )
+        return PreparedCase(path, image.shape, labels, boxes, counts)
+
+    return read_npz(path, parse)
+
+
+def map_volumes(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Image and gts of a prepared case, (D, H, W) each, mapped: what is not used is not read.
+
+    Raises:
+        CaseError: The file has changed.
+        OSError: It can't be read.
+    """
+    return read_npz(
+        path, lambda archive: (map_array(path, archive, "imgs"), map_array(path, archive, "gts"))
+    )
+
+
+def source_of(path: Path) -> bytes | None:
+    """What a prepared case was made of; None if there is no whole one."""
+    try:
+        source = read_npz(path, lambda archive: read_array(archive, "source"))
+    except (CaseError, OSError):
+        return None
+    return None if source is None else source.tobytes()
+
+
+def _boxes_and_counts(gts: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 3, 2) half-open boxes and (n,) voxels of the labels `values`, all of which occur."""
+    from scipy import ndimage
+
+    index = np.stack([np.searchsorted(values, plane, "right") for plane in gts])
+    regions = ndimage.find_objects(index, max_label=len(values))
+    boxes = [[(part.start, part.stop) for part in region] for region in regions]
+    counts = [np.bincount(plane.ravel(), minlength=len(values) + 1) for plane in index]
+    return np.array(boxes, np.int64), np.sum(counts, axis=0)[1:]

@@ -1,0 +1,163 @@
+"""An epoch of training: accumulation, gradients averaged over processes, and when to stop."""
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from utils.click_loop import LoopOutput, dice
+from utils.dataset import Batch, EpochSampler, round_without_point
+from utils.policy import PRECISIONS
+from utils.processes import Processes
+from utils.train_state import TrainState
+
+
+class TrainingError(RuntimeError):
+    """The run can't go on; the message says why."""
+
+
+@dataclass
+class Stop:
+    """A signal handler that asks to finish the step, save and exit."""
+
+    number: int = 0
+
+    def __call__(self, number: int, frame: Any) -> None:
+        self.number = number
+
+
+@dataclass
+class BadFiles:
+    """Training files that can't be used: each is reported once, too many are an error.
+
+    Attributes:
+        total: Training files, good or bad.
+        max_share: Of them may be bad.
+        messages: By path.
+    """
+
+    total: int
+    max_share: float
+    messages: dict[str, str] = field(default_factory=dict)
+
+    def report(self, messages: dict[str, str]) -> None:
+        for path, message in messages.items():
+            if path not in self.messages:
+                print(f"SKIPPED {path}: {message}", file=sys.stderr, flush=True)
+        self.messages |= messages
+
+    @property
+    def are_too_many(self) -> bool:
+        return len(self.messages) > self.max_share * self.total
+
+    def error(self) -> TrainingError:
+        return TrainingError(
+            f"{len(self.messages)} of {self.total} training files can't be used, more than a share "
+            f"of {self.max_share:g}"
+        )
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What stays the same while training.
+
+    Attributes:
+        step: A ClickLoop, wrapped in DistributedDataParallel where there are several processes.
+        batches: Makes the batches, on the device, in the order of `sampler`.
+        sampler: Of this process.
+        processes: This one and its peers.
+        accumulation_steps: Batches per optimizer step; the last one of an epoch may have fewer.
+        seed: Of the round without a point.
+        precision: One of PRECISIONS.
+        bad_files: Seen so far.
+        stop: Whether to.
+    """
+
+    step: nn.Module
+    batches: Callable[[], Iterator[Batch]]
+    sampler: EpochSampler
+    processes: Processes
+    accumulation_steps: int
+    seed: int
+    precision: str
+    bad_files: BadFiles
+    stop: Stop
+
+
+def train_epoch(loop: Loop, state: TrainState) -> bool:
+    """Train on the rest of an epoch.
+
+    Returns:
+        False if a signal stopped it: `state` is that after the last optimizer step.
+
+    Raises:
+        TrainingError: A loss is not finite, or too many files are bad.
+    """
+    progress, processes = state.progress, loop.processes
+    loop.sampler.epoch, loop.sampler.first = progress.epoch, progress.step
+    total = len(loop.sampler)
+    is_shown = processes.rank == 0 and sys.stderr.isatty()
+    bar = tqdm(
+        desc=f"epoch {progress.epoch}",
+        initial=progress.step,
+        total=total,
+        unit="batch",
+        disable=not is_shown,
+    )
+    window_loss = window_dice = 0.0  # since the last optimizer step
+    for index, batch in enumerate(loop.batches(), progress.step):
+        loop.bad_files.report(batch.failures)
+        begin = index - index % loop.accumulation_steps
+        window = min(loop.accumulation_steps, total - begin)
+        is_last = index == begin + window - 1
+        output = _train_step(loop, state, batch, index, window, is_last)
+        values = [output.loss.item(), dice(output.logits, batch.truth).mean().item()]
+        flags = [not math.isfinite(values[0]), loop.bad_files.are_too_many, loop.stop.number != 0]
+        loss, mean_dice, bad, too_many, stopped = processes.sum([*values, *map(float, flags)])
+        if bad:
+            names = [name for names in processes.gather(batch.names) for name in names]
+            raise TrainingError(
+                f"the loss is not finite in epoch {progress.epoch}, batch {index}, of the cases "
+                f"{', '.join(names)}"
+            )
+        if too_many:
+            raise loop.bad_files.error()
+        window_loss += loss / processes.count
+        window_dice += mean_dice / processes.count
+        bar.set_postfix(loss=f"{loss / processes.count:.3f}", refresh=False)
+        bar.update()
+        if is_last:
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            state.optimizer.zero_grad()
+            progress.step = index + 1
+            progress.loss_sum += window_loss
+            progress.dice_sum += window_dice
+            window_loss = window_dice = 0.0
+        if stopped:  # what the window has so far is computed again
+            return False
+    bar.close()
+    return True
+
+
+def _train_step(
+    loop: Loop, state: TrainState, batch: Batch, index: int, window: int, is_last: bool
+) -> LoopOutput:
+    """Forward and backward of the batch `index` of an epoch, one of `window` batches."""
+    without_point = round_without_point(loop.seed, state.progress.epoch, index)
+    synchronised: AbstractContextManager = nullcontext()
+    if isinstance(loop.step, DistributedDataParallel) and not is_last:
+        synchronised = loop.step.no_sync()
+    precision, is_cast = PRECISIONS[loop.precision], loop.precision != "fp32"
+    with synchronised:
+        with torch.autocast(loop.processes.device.type, precision, enabled=is_cast):
+            output = loop.step(batch.image, batch.truth, batch.draws, without_point)
+        state.scaler.scale(output.loss / window).backward()
+    return output

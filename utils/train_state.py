@@ -1,0 +1,215 @@
+"""What a training run is made of beside its data, and how it is saved and taken up again."""
+
+import argparse
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import AdamW, Optimizer, lr_scheduler
+
+from segment_anything import Sam3D, sam_model_registry3D
+from utils.checkpoint import Checkpoint, CheckpointError, check_tensors, read_checkpoint
+from utils.files import atomic_write
+
+LATEST, LOSS_BEST, DICE_BEST = (
+    f"sam_model_{which}.pth" for which in ("latest", "loss_best", "dice_best")
+)
+PROMPT_AND_DECODER_LR = 0.1  # of the image encoder's, as published
+SCHEDULERS = ("multisteplr", "steplr", "coswarm", "linear")
+
+
+@dataclass
+class Progress:
+    """How far a run has come; saved under these names.
+
+    Attributes:
+        epoch: Epochs done.
+        step: Batches done in the epoch begun, up to the last optimizer step.
+        loss_sum: Of these batches.
+        dice_sum: Of these batches.
+        losses: Mean of each epoch.
+        dices: Mean over each epoch of the Dice after the last round.
+        best_loss: Least of the losses.
+        best_dice: Highest Dice of the cases for validation, or, without them, of the dices.
+        log: A row per epoch.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    dice_sum: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    dices: list[float] = field(default_factory=list)
+    best_loss: float = inf
+    best_dice: float = 0.0
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class TrainState:
+    """All that an optimizer step changes, and the network's description."""
+
+    model: Sam3D
+    model_type: str
+    model_args: dict[str, Any]
+    optimizer: Optimizer
+    scheduler: lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+    progress: Progress = field(default_factory=Progress)
+
+
+def make_optimizer(model: Sam3D, lr: float, weight_decay: float) -> Optimizer:
+    """AdamW with the published groups, in the published order."""
+    others = {"lr": PROMPT_AND_DECODER_LR * lr}
+    groups: list[dict[str, Any]] = [
+        {"params": list(model.image_encoder.parameters())},
+        {"params": list(model.prompt_encoder.parameters()), **others},
+        {"params": list(model.mask_decoder.parameters()), **others},
+    ]
+    return AdamW(groups, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay)
+
+
+def make_scheduler(
+    optimizer: Optimizer, name: str, step_size: Sequence[int], gamma: float
+) -> lr_scheduler.LRScheduler:
+    """One of SCHEDULERS, stepped each epoch.
+
+    Args:
+        optimizer: As `make_optimizer` returns it.
+        name: multisteplr: times gamma at each of `step_size`; steplr: every `step_size[0]`
+            epochs; coswarm: a cosine that restarts every `step_size[0]` epochs; linear: from a
+            tenth up to the full rate in 5 epochs.
+        step_size: Epochs.
+        gamma: A factor.
+    """
+    assert name in SCHEDULERS, name
+    if name == "multisteplr":
+        return lr_scheduler.MultiStepLR(optimizer, list(step_size), gamma)
+    if name == "steplr":
+        return lr_scheduler.StepLR(optimizer, step_size[0], gamma)
+    if name == "coswarm":
+        return lr_scheduler.CosineAnnealingWarmRestarts(optimizer, step_size[0])
+    return lr_scheduler.LinearLR(optimizer, 0.1)
+
+
+def build_network(
+    checkpoint: Checkpoint | None,
+    model_type: str | None = None,
+    img_size: int | None = None,
+    allow_partial_weight: bool = False,
+) -> tuple[Sam3D, str, dict[str, Any], list[str]]:
+    """A network to be trained, from a checkpoint or, without one, at random.
+
+    Args:
+        checkpoint: Its weights are copied.
+        model_type: Of the registry; None: the checkpoint's, or vit_b_ori.
+        img_size: Voxels along the ROI's sides; None: as the checkpoint or the registry says.
+        allow_partial_weight: Leave tensors that do not fit as they are initialised.
+
+    Returns:
+        The network, its type and sizes, and the names of the tensors that were left.
+
+    Raises:
+        CheckpointError: Checkpoint and network do not fit.
+        ValueError: The sizes do not.
+    """
+    model_args: dict[str, Any] = {}
+    if checkpoint is not None and model_type in (None, checkpoint.model_type):
+        model_type, model_args = checkpoint.model_type, dict(checkpoint.model_args)
+    model_type = model_type or "vit_b_ori"
+    if model_type not in sam_model_registry3D:
+        known = ", ".join(sorted(sam_model_registry3D))
+        raise ValueError(f"expected a model_type of {known}, got {model_type!r}")
+    if img_size is not None:
+        model_args["img_size"] = img_size
+    model = sam_model_registry3D[model_type](**model_args)
+    if checkpoint is None:
+        return model, model_type, model_args, []
+    own, weights = model.state_dict(), checkpoint.state_dict
+    if allow_partial_weight:
+        weights = {k: v for k, v in weights.items() if k in own and v.shape == own[k].shape}
+        if not weights:
+            raise CheckpointError(f"{checkpoint.path.name}: no tensor fits the network")
+    else:
+        check_tensors(checkpoint.path.name, own, weights)
+    model.load_state_dict(weights, strict=False)
+    return model, model_type, model_args, [name for name in own if name not in weights]
+
+
+def save_state(path: Path, state: TrainState, options: Mapping[str, Any]) -> None:
+    """Write a checkpoint with the keys of the original, tensors and plain values only.
+
+    Args:
+        path: Replaced as a whole, or not at all.
+        state: What to save.
+        options: Saved beside it under the names that they have: `args` and what else is known.
+    """
+    content = {
+        "model_state_dict": state.model.state_dict(),
+        "model_type": state.model_type,
+        "model_args": state.model_args,
+        "policy": "baseline",
+        "optimizer_state_dict": state.optimizer.state_dict(),
+        "lr_scheduler_state_dict": state.scheduler.state_dict(),
+        "scaler_state_dict": state.scaler.state_dict(),
+        "rng_state": torch.get_rng_state(),
+        **asdict(state.progress),
+        **options,
+    }
+    with atomic_write(path) as file:
+        torch.save(content, file)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What `save_state`, or the original, wrote; tensors on the CPU.
+
+    Raises:
+        CheckpointError: It is not a whole checkpoint of a training run, or holds code.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
+        raise CheckpointError(f"{path}: can't be resumed: {error}") from error
+    needed = ("model_state_dict", "optimizer_state_dict", "lr_scheduler_state_dict", "epoch")
+    if missing := [key for key in needed if key not in content]:
+        raise CheckpointError(f"{path}: can't be resumed: expected {', '.join(missing)}, got none")
+    return content
+
+
+def resume(state: TrainState, content: Mapping[str, Any]) -> None:
+    """Take up a run; `state` was built with the network that `content` describes.
+
+    Raises:
+        CheckpointError: The optimizer does not fit.
+    """
+    state.model.load_state_dict(content["model_state_dict"])
+    try:
+        state.optimizer.load_state_dict(content["optimizer_state_dict"])
+    except ValueError as error:
+        raise CheckpointError(f"the optimizer can't be resumed: {error}") from error
+    state.scheduler.load_state_dict(content["lr_scheduler_state_dict"])
+    if content.get("scaler_state_dict"):  # empty where no scaler was used
+        state.scaler.load_state_dict(content["scaler_state_dict"])
+    if "rng_state" in content:
+        torch.set_rng_state(content["rng_state"])
+    known = {f.name: content[f.name] for f in fields(Progress) if f.name in content}
+    state.progress = Progress(**known)
+
+
+def read_weights(path: Path) -> Checkpoint:
+    """As `read_checkpoint`, with a message that says how to get the published weights.
+
+    Raises:
+        FileNotFoundError, CheckpointError.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--checkpoint {path}: no such file. Fetch the published weights (402 MB) with\n"
+            f"    python ckpt/download.py {path.stem}"
+        )
+    return read_checkpoint(path)

@@ -1,0 +1,50 @@
+"""The official protocol while training: no files, no report, means only."""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from segment_anything import Sam3D
+from utils.case import read_labelled_case
+from utils.metrics import auc
+from utils.policy import predict_case
+from utils.processes import Processes
+from utils.protocol import Prediction, Request, play
+from utils.report.results import collect
+from utils.train_log import VALIDATION
+
+
+def validate(
+    model: Sam3D, paths: list[Path], precision: str, processes: Processes
+) -> dict[str, float]:
+    """Play the protocol with the baseline policy; the processes share the cases.
+
+    Args:
+        model: In training mode, before and after.
+        paths: Cases with gts. One that fails is named and left out.
+        precision: One of PRECISIONS.
+        processes: All of which call this.
+
+    Returns:
+        Means over the cases of what VALIDATION names; nothing if all failed.
+    """
+
+    def predict(request: Request) -> Prediction:
+        return Prediction(predict_case(model, request.case, precision=precision), 0.0)
+
+    rows = []
+    model.eval()
+    for path in paths[processes.rank :: processes.count]:
+        try:
+            labelled = read_labelled_case(path)
+            result = collect(path.name, labelled, [r for r, _ in play(labelled, predict, math.inf)])
+        except (OSError, ValueError, RuntimeError) as error:
+            print(f"NOT VALIDATED {path}: {error}", file=sys.stderr, flush=True)
+            continue
+        curve = result.curve("DSC")
+        rows.append((curve[0 if result.has_boxes else 1], curve[-1], auc(curve)))
+    model.train()
+    every = [row for part in processes.gather(rows) for row in part]
+    return dict(zip(VALIDATION, np.mean(every, axis=0).tolist(), strict=True)) if every else {}
