@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,7 +225,7 @@ def about(args: argparse.Namespace, processes: "Processes") -> dict[str, Any]:
     except OSError:
         commit = ""
     options = options_of(args) | {"processes": processes.count}
-    ran_on = {"torch": torch.__version__, "device": str(processes.device), "commit": commit}
+    ran_on = {"torch": str(torch.__version__), "device": str(processes.device), "commit": commit}
     return {"args": options, "used_datas": options["data"], "ran_on": ran_on}
 
 
@@ -238,12 +238,11 @@ def make_loop(
         TrainingError: There is nothing to train on, or too many files are bad.
     """
     from monai.losses import DiceCELoss
-    from prefetch_generator import BackgroundGenerator
     from torch import nn
     from torch.nn.parallel import DistributedDataParallel
 
     from utils.click_loop import ClickLoop
-    from utils.dataset import Batch, EpochSampler, RoiDataset, find_cases, make_loader
+    from utils.dataset import EpochSampler, RoiDataset, find_cases, make_loader, prefetch
     from utils.train_loop import BadFiles, Loop, TrainingError
 
     folders = options_of(args)["data"]
@@ -265,9 +264,6 @@ def make_loop(
     sampler = EpochSampler(len(cases), args.batch_size, args.seed, processes.rank, processes.count)
     loader = make_loader(dataset, sampler, args.num_workers, device.type == "cuda")
 
-    def batches() -> Iterator[Batch]:
-        return BackgroundGenerator((batch.to(device) for batch in loader), max_prefetch=2)
-
     loss = DiceCELoss(sigmoid=True, squared_pred=True)
     step: nn.Module = ClickLoop(state.model, loss, args.multi_click, args.save_memory)
     if processes.count > 1:
@@ -281,7 +277,7 @@ def make_loop(
     precision = precision_of(args.amp, device)
     return Loop(
         step,
-        batches,
+        lambda: prefetch(loader, device),
         sampler,
         processes,
         args.accumulation_steps,

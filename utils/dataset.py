@@ -1,7 +1,8 @@
 """Prepared cases -> training samples."""
 
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -204,6 +205,28 @@ def make_loader(
         persistent_workers=num_workers > 0,
         worker_init_fn=_begin_worker,
     )
+
+
+def prefetch(loader: Iterable[Batch], device: torch.device) -> Generator[Batch, None, None]:
+    """Batches on the device, made ready ahead in a thread; closing the generator ends it."""
+    from prefetch_generator import BackgroundGenerator
+
+    is_closed = False
+
+    def feed() -> Iterator[Batch]:
+        for batch in loader:
+            if is_closed:
+                return
+            yield batch.to(device)
+
+    ahead = BackgroundGenerator(feed(), max_prefetch=2)
+    try:
+        yield from ahead
+    finally:
+        is_closed = True
+        with suppress(Exception):  # of batches that nobody will use
+            for _ in ahead:  # the thread may wait for room in the queue
+                pass
 
 
 def _begin_worker(worker: int) -> None:

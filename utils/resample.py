@@ -27,8 +27,8 @@ def zoom_positions(n_in: int, n_out: int) -> np.ndarray:
 def zoom_linear(image: np.ndarray, shape: Index3) -> np.ndarray:
     """Linear interpolation of a (D, H, W) image of values 0..255, rounded to uint8.
 
-    Equal to scipy.ndimage.zoom(order=1) on uint8. Goes plane by plane: two resampled planes are
-    all the memory it takes beside its result.
+    Equal to scipy.ndimage.zoom(order=1) on uint8, but for halves that round to either side. Goes
+    plane by plane: two resampled planes are all the memory it takes beside its result.
     """
     (low_z, high_z, weight_z), y, x = (
         _neighbours(zoom_positions(n, m), n) for n, m in zip(image.shape, shape, strict=True)

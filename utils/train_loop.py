@@ -2,11 +2,12 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
@@ -81,7 +82,7 @@ class Loop:
     """
 
     step: nn.Module
-    batches: Callable[[], Iterator[Batch]]
+    batches: Callable[[], Generator[Batch, None, None]]
     sampler: EpochSampler
     processes: Processes
     accumulation_steps: int
@@ -100,51 +101,63 @@ def train_epoch(loop: Loop, state: TrainState) -> bool:
     Raises:
         TrainingError: A loss is not finite, or too many files are bad.
     """
-    progress, processes = state.progress, loop.processes
-    loop.sampler.epoch, loop.sampler.first = progress.epoch, progress.step
-    total = len(loop.sampler)
-    is_shown = processes.rank == 0 and sys.stderr.isatty()
+    progress, sampler = state.progress, loop.sampler
+    sampler.epoch, sampler.first = progress.epoch, progress.step
+    is_shown = loop.processes.rank == 0 and sys.stderr.isatty()
     bar = tqdm(
         desc=f"epoch {progress.epoch}",
         initial=progress.step,
-        total=total,
+        total=len(sampler),
         unit="batch",
         disable=not is_shown,
     )
-    window_loss = window_dice = 0.0  # since the last optimizer step
-    for index, batch in enumerate(loop.batches(), progress.step):
-        loop.bad_files.report(batch.failures)
-        begin = index - index % loop.accumulation_steps
-        window = min(loop.accumulation_steps, total - begin)
-        is_last = index == begin + window - 1
-        output = _train_step(loop, state, batch, index, window, is_last)
-        values = [output.loss.item(), dice(output.logits, batch.truth).mean().item()]
-        flags = [not math.isfinite(values[0]), loop.bad_files.are_too_many, loop.stop.number != 0]
-        loss, mean_dice, bad, too_many, stopped = processes.sum([*values, *map(float, flags)])
-        if bad:
-            names = [name for names in processes.gather(batch.names) for name in names]
-            raise TrainingError(
-                f"the loss is not finite in epoch {progress.epoch}, batch {index}, of the cases "
-                f"{', '.join(names)}"
-            )
-        if too_many:
-            raise loop.bad_files.error()
-        window_loss += loss / processes.count
-        window_dice += mean_dice / processes.count
-        bar.set_postfix(loss=f"{loss / processes.count:.3f}", refresh=False)
-        bar.update()
-        if is_last:
-            state.scaler.step(state.optimizer)
-            state.scaler.update()
-            state.optimizer.zero_grad()
-            progress.step = index + 1
-            progress.loss_sum += window_loss
-            progress.dice_sum += window_dice
-            window_loss = window_dice = 0.0
-        if stopped:  # what the window has so far is computed again
-            return False
-    bar.close()
+    sums = np.zeros(2)  # of loss and Dice since the last optimizer step
+    with bar, closing(loop.batches()) as batches:
+        for index, batch in enumerate(batches, progress.step):
+            loop.bad_files.report(batch.failures)
+            begin = index - index % loop.accumulation_steps
+            window = min(loop.accumulation_steps, len(sampler) - begin)
+            is_last = index == begin + window - 1
+            output = _train_step(loop, state, batch, index, window, is_last)
+            means, is_stopped = _compare(loop, state, batch, output)
+            sums += means
+            bar.set_postfix(loss=f"{means[0]:.3f}", refresh=False)
+            bar.update()
+            if is_last:
+                state.scaler.step(state.optimizer)
+                state.scaler.update()
+                state.optimizer.zero_grad()
+                progress.step = index + 1
+                progress.loss_sum += float(sums[0])
+                progress.dice_sum += float(sums[1])
+                sums[:] = 0
+            if is_stopped:  # what the window has so far is computed again
+                return False
     return True
+
+
+def _compare(
+    loop: Loop, state: TrainState, batch: Batch, output: LoopOutput
+) -> tuple[tuple[float, float], bool]:
+    """Mean loss and Dice of the processes, and whether one of them is to stop.
+
+    Raises:
+        TrainingError: In all of them alike.
+    """
+    processes = loop.processes
+    loss = output.loss.item()
+    flags = (not math.isfinite(loss), loop.bad_files.are_too_many, loop.stop.number != 0)
+    values = [loss, dice(output.logits, batch.truth).mean().item(), *map(float, flags)]
+    loss_sum, dice_sum, is_bad, has_too_many, is_stopped = processes.sum(values)
+    if is_bad:
+        names = [name for names in processes.gather(batch.names) for name in names]
+        raise TrainingError(
+            f"the loss is not finite in epoch {state.progress.epoch}, on the cases "
+            f"{', '.join(names)}"
+        )
+    if has_too_many:
+        raise loop.bad_files.error()
+    return (loss_sum / processes.count, dice_sum / processes.count), is_stopped > 0
 
 
 def _train_step(

@@ -1,0 +1,270 @@
+"""train.py from the outside: runs, resuming, signals, several processes, bad files and options."""
+
+import argparse
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import ROOT, TINY, case_arrays
+from segment_anything import sam_model_registry3D
+from utils.checkpoint import build_model, read_checkpoint
+from utils.prepared import write_prepared
+from utils.train_state import TrainState, make_optimizer, make_scheduler, read_state, resume
+
+OPTIONS = ["--batch_size=1", "--accumulation_steps=2", "--num_epochs=2", "--min_voxels=20"]
+OPTIONS += ["--num_workers=0", "--device=cpu", "--lr=1e-3"]
+
+
+def write_cases(folder: Path, count: int = 5) -> Path:
+    """Prepared cases of a bright block in noise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        rng = np.random.default_rng(i)
+        gts = np.zeros((22, 27, 35), np.uint8)
+        z, y, x = rng.integers(2, 8, 3)
+        gts[z : z + 9, y : y + 12, x : x + 15] = 1
+        image = rng.integers(1, 80, gts.shape) + 150 * gts
+        write_prepared(folder / f"{i}.npz", image.astype(np.uint8), gts, (1.5,) * 3, b"")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A tiny network as training begins with it."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("ckpt") / "tiny.pth"
+    model = sam_model_registry3D["vit_b_ori"](**TINY)
+    torch.save({"model_state_dict": model.state_dict(), "model_args": TINY}, path)
+    return path
+
+
+def command(weights: Path, data: Path, folder: Path, *options: str) -> list[str]:
+    own = ["--checkpoint", weights, "--data", data, "--work_dir", folder, "--task_name", "run"]
+    return [*map(str, [ROOT / "train.py", *own]), *OPTIONS, *options]
+
+
+def start(arguments: list[str], **options) -> subprocess.Popen:
+    """Its results depend on the number of threads, in the last bits."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        **options,
+    )
+
+
+def train(*args) -> subprocess.CompletedProcess:
+    process = start(command(*args), stderr=subprocess.PIPE)
+    output, errors = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def log_of(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "run/log.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def numbers(folder: Path) -> list[tuple[float, float, float]]:
+    return [(float(r["loss"]), float(r["dice"]), float(r["lr"])) for r in log_of(folder)]
+
+
+def content_of(folder: Path, which: str = "latest") -> dict:
+    return torch.load(folder / f"run/sam_model_{which}.pth", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, weights) -> Path:
+    """A run of two epochs; beside it its data."""
+    folder = tmp_path_factory.mktemp("work")
+    val = folder / "val/MR/MR_Some"
+    val.mkdir(parents=True)
+    gts = np.zeros(case_arrays()["imgs"].shape, np.uint8)
+    gts[2:7, 3:9, 4:11], gts[:3, :, 9:] = 1, 2
+    np.savez_compressed(val / "case.npz", **case_arrays(gts=gts))
+    np.savez_compressed(val / "broken.npz", **case_arrays())
+    data = write_cases(folder / "data")
+    result = train(weights, data, folder, "--val_cases", str(val.parent), "--val_every", "2")
+    assert result.returncode == 0, result.stderr
+    assert "NOT VALIDATED" in result.stderr and "broken.npz: expected gts" in result.stderr
+    return folder
+
+
+def test_a_run_leaves_checkpoints_log_and_curves(finished):
+    names = {path.name for path in (finished / "run").iterdir()}
+    assert names >= {f"sam_model_{which}.pth" for which in ("latest", "loss_best", "dice_best")}
+    assert names >= {"log.csv", "Loss.png", "Dice.png", "options.json"}
+    assert not [name for name in names if name.endswith(".tmp")]
+    rows = log_of(finished)
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert rows[0]["val_DSC_Final"] == "" and 0 <= float(rows[1]["val_DSC_Final"]) <= 1
+    options = json.loads((finished / "run/options.json").read_text())
+    assert options["args"]["lr"] == 1e-3 and options["ran_on"]["torch"] == torch.__version__
+
+
+def test_a_checkpoint_has_the_keys_of_the_original_and_is_read_by_infer(finished, weights):
+    content = content_of(finished)
+    keys = "epoch model_state_dict optimizer_state_dict lr_scheduler_state_dict losses dices"
+    assert content.keys() >= {*keys.split(), "best_loss", "best_dice", "args", "used_datas"}
+    assert content["epoch"] == 2 and len(content["losses"]) == 2
+    assert content["best_loss"] == min(content["losses"])
+    checkpoint = read_checkpoint(finished / "run/sam_model_latest.pth")
+    trained = build_model(checkpoint).state_dict()
+    before = torch.load(weights, weights_only=True)["model_state_dict"]
+    changed = [name for name in before if not torch.equal(trained[name], before[name])]
+    assert any(name.startswith("image_encoder") for name in changed)
+    assert any(name.startswith("mask_decoder") for name in changed)
+    assert checkpoint.policy == "baseline"
+
+
+def test_a_stopped_run_goes_on_to_the_same_losses(finished, weights, tmp_path):
+    """Stopped by a signal within an epoch, between two optimizer steps."""
+    args = command(weights, finished / "data", tmp_path, "--val_every", "2")
+    args += ["--val_cases", str(finished / "val/MR")]
+    process = start(args)
+    for line in process.stdout:
+        if "batches of" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    output = process.stdout.read()
+    assert process.wait() == 128 + signal.SIGTERM
+    assert "stopped in epoch 0, batch" in output and "--resume goes on" in output
+    assert content_of(tmp_path)["epoch"] == 0
+    process = start([*args, "--resume"])
+    process.communicate()
+    assert process.returncode == 0
+    assert numbers(tmp_path) == numbers(finished)
+    assert log_of(tmp_path)[1]["val_DSC_AUC"] == log_of(finished)[1]["val_DSC_AUC"]
+    ours, theirs = (content_of(f)["model_state_dict"] for f in (tmp_path, finished))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_two_processes_train_as_one_with_the_double_batch(weights, tmp_path):
+    data = write_cases(tmp_path / "data", 6)
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = ["--lr_scheduler", "steplr", "--step_size", "1"]
+    result = train(weights, data, one, *options, "--batch_size=2")
+    assert result.returncode == 0, result.stderr
+    # The option for several GPUs; on a CPU it is as many processes.
+    result = train(weights, data, two, *options, "--multi_gpu", "--gpu_ids", "0", "1")
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_allclose(numbers(two), numbers(one), rtol=1e-4)
+    assert numbers(one)[1][2] == pytest.approx(1e-4)
+    ours, theirs = (content_of(f)["model_state_dict"] for f in (two, one))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_is_not_overwritten(finished, weights):
+    result = train(weights, finished / "data", finished)
+    assert result.returncode == 2 and "holds a run: go on with --resume" in result.stderr
+
+
+def test_a_checkpoint_of_the_original_is_resumed(weights, tmp_path):
+    """Its keys, its options as a Namespace, no sizes."""
+    model = sam_model_registry3D["vit_b_ori"](**TINY)
+    optimizer = make_optimizer(model, 1e-3, 0.1)
+    scheduler = make_scheduler(optimizer, "multisteplr", [120, 180], 0.1)
+    content = {
+        "epoch": 7,
+        "model_state_dict": model.state_dict(),
+        "optimizer_state_dict": optimizer.state_dict(),
+        "lr_scheduler_state_dict": scheduler.state_dict(),
+        "losses": [3.0] * 7,
+        "dices": [0] * 7,
+        "best_loss": 3.0,
+        "best_dice": 0.0,
+        "args": argparse.Namespace(lr=8e-4, step_size=[120, 180]),
+        "used_datas": ["data/medical_preprocessed"],
+    }
+    torch.save(content, tmp_path / "sam_model_latest.pth")
+    state = TrainState(
+        model, "vit_b_ori", TINY, optimizer, scheduler, torch.amp.GradScaler("cpu", enabled=False)
+    )
+    resume(state, read_state(tmp_path / "sam_model_latest.pth"))
+    assert state.progress.epoch == 7 and state.progress.losses == [3.0] * 7
+    assert state.progress.step == 0
+
+
+def test_bad_files_are_named_once_and_skipped_up_to_a_share(weights, tmp_path):
+    data = write_cases(tmp_path / "data", 3)
+    (data / "bad.npz").write_bytes(b"broken")
+    result = train(weights, data, tmp_path, "--max_bad_share", "0.3")
+    assert result.returncode == 0
+    assert result.stderr.count("bad.npz: expected a whole .npz") == 1
+    result = train(weights, data, tmp_path / "strict", "--max_bad_share", "0.2")
+    assert result.returncode == 1
+    assert "1 of 4 training files can't be used, more than a share of 0.2" in result.stderr
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_cases(weights, tmp_path):
+    data = write_cases(tmp_path / "data", 3)
+    content = torch.load(weights, weights_only=True)
+    content["model_state_dict"]["image_encoder.pos_embed"].fill_(torch.nan)
+    torch.save(content, tmp_path / "nan.pth")
+    result = train(tmp_path / "nan.pth", data, tmp_path)
+    assert result.returncode == 1
+    assert "the loss is not finite in epoch 0, on the cases" in result.stderr
+    assert any(f"{i}.npz" in result.stderr for i in range(3))
+    assert not (tmp_path / "run/sam_model_latest.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--checkpoint", "nowhere.pth"], "python ckpt/download.py nowhere"),
+        (["--data", "nowhere"], "no training data: expected cases made by"),
+        (["--img_size", "64"], "tensors do not fit the network"),
+        (["--model_type", "vit_x"], "expected a model_type of default, vit_b_ori, vit_s_ori"),
+        (["--device", "cuda:7"], "--device cuda:7 can't be used"),
+        (["--step_size", "1.5"], "argument --step_size"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(weights, tmp_path, options, message):
+    result = train(weights, tmp_path / "empty", tmp_path, *options)
+    assert result.returncode in (1, 2) and message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_partial_weights_are_taken_when_allowed(weights, tmp_path):
+    data = write_cases(tmp_path / "data", 2)
+    options = ["--img_size", "64", "--allow_partial_weight", "--num_epochs=1"]
+    result = train(weights, data, tmp_path, *options)
+    assert result.returncode == 0, result.stderr
+    assert "left as initialised: image_encoder.pos_embed" in result.stdout
+    assert content_of(tmp_path)["model_args"]["img_size"] == 64
+
+
+def test_train_sh_names_the_options_and_passes_others_on(weights, tmp_path):
+    data = write_cases(tmp_path / "data", 2)
+    script = ["bash", str(ROOT / "train.sh"), *command(weights, data, tmp_path)[1:]]
+    options = ["--img_size=32", "--num_epochs=1", "--multi_click", "--lr_scheduler=coswarm"]
+    environment = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([*script, *options], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    args = content_of(tmp_path)["args"]
+    assert args["step_size"] == [120, 180] and args["weight_decay"] == 0.1 and args["multi_click"]
+
+
+def test_a_second_signal_is_harmless(weights, tmp_path):
+    data = write_cases(tmp_path / "data", 3)
+    args = command(weights, data, tmp_path, "--num_epochs=1000", "--num_workers=1")
+    process = start(args, start_new_session=True)
+    for line in process.stdout:
+        if line.startswith("epoch 0"):
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does, workers too
+    time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(60) in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+    assert content_of(tmp_path)["epoch"] >= 1
