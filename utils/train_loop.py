@@ -131,7 +131,8 @@ def train_epoch(loop: Loop, state: TrainState) -> bool:
                 progress.loss_sum += float(sums[0])
                 progress.dice_sum += float(sums[1])
                 sums[:] = 0
-            if is_stopped:  # what the window has so far is computed again
+            if is_stopped:
+                state.optimizer.zero_grad()  # what the window has so far is computed again
                 return False
     return True
 

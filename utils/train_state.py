@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from math import inf
@@ -184,15 +185,22 @@ def read_state(path: Path) -> dict[str, Any]:
 def resume(state: TrainState, content: Mapping[str, Any]) -> None:
     """Take up a run; `state` was built with the network that `content` describes.
 
+    Learning rate, weight decay and schedule stay those that `state` was built with, so that a
+    changed option counts; the schedule is brought to the epoch.
+
     Raises:
         CheckpointError: The optimizer does not fit.
     """
+    saved, own = content["optimizer_state_dict"], state.optimizer.state_dict()
+    theirs, ours = ([len(g["params"]) for g in d["param_groups"]] for d in (saved, own))
+    if theirs != ours:
+        raise CheckpointError(f"expected an optimizer of {ours} tensors, got {theirs}")
     state.model.load_state_dict(content["model_state_dict"])
-    try:
-        state.optimizer.load_state_dict(content["optimizer_state_dict"])
-    except ValueError as error:
-        raise CheckpointError(f"the optimizer can't be resumed: {error}") from error
-    state.scheduler.load_state_dict(content["lr_scheduler_state_dict"])
+    state.optimizer.load_state_dict(own | {"state": saved["state"]})
+    with warnings.catch_warnings():  # torch expects steps of the optimizer in between
+        warnings.simplefilter("ignore", UserWarning)
+        for _ in range(content["epoch"]):
+            state.scheduler.step()
     if content.get("scaler_state_dict"):  # empty where no scaler was used
         state.scaler.load_state_dict(content["scaler_state_dict"])
     if "rng_state" in content:
