@@ -14,13 +14,22 @@ the same arrays.
 """
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils.convert import (  # noqa: E402
+    CT_WINDOWS,
+    boxes_of,
+    read_pair,
+    scale_percentiles,
+    scale_window,
+)
 
 # The AAL regions of object 1, 2, ..., by how their names begin; "Cerebelum" is AAL's spelling.
 # No hippocampus: it runs aslant, so a box from its middle slice misses up to half of it.
@@ -33,15 +42,11 @@ BRAIN_OBJECTS = (
     ("Caudate_R",),
     ("Cerebelum_", "Vermis_"),
 )
-CT_WINDOW_HU = (-160, 240)  # soft tissue (level 40, width 400), as in the challenge's CT cases
-MR_PERCENTILES = (0.5, 99.5)  # of the voxels above 0, the challenge's rule for all but CT
-
 # The crops keep the files small.
 BRAIN_MARGIN_MM = 5.0  # around all regions of the atlas
 TUMOUR_MARGIN_MM = 70.0  # leaves about the 192 mm that the model sees
 
-MAX_SHIFT = 5  # voxels by which a side of a box is moved outwards at the most
-SEED = 2025  # of these shifts, anew for each case
+SEED = 2025  # of the boxes' shifts, anew for each case
 
 
 @dataclass(frozen=True)
@@ -57,31 +62,6 @@ class Sample:
     image: np.ndarray
     seg: np.ndarray
     spacing: tuple[float, float, float]
-
-
-def read_pair(
-    image_path: Path, labels_path: Path
-) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
-    """Read an image and its labels on one grid as (z, y, x) arrays, turned to LPS; and spacing.
-
-    In LPS a growing index leads to the left (x), to the back (y) and upwards (z).
-    """
-    image, labels = (
-        sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS") for path in (image_path, labels_path)
-    )
-    if not image.IsSameImageGeometryAs(labels):
-        raise ValueError(
-            f"{labels_path.name}: expected the grid of {image_path.name}, size {image.GetSize()} "
-            f"and spacing {image.GetSpacing()}, got {labels.GetSize()} and {labels.GetSpacing()}"
-        )
-    x, y, z = image.GetSpacing()
-    return sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(labels), (z, y, x)
-
-
-def scale(image: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Map low..high to 0..255, as uint8, and what lies beyond to the ends."""
-    fraction = (image.astype(np.float64) - low) / (high - low)
-    return np.rint(255 * fraction.clip(0, 1)).astype(np.uint8)
 
 
 def region_around(
@@ -106,9 +86,8 @@ def read_brain(mricron: Path) -> Sample:
     for label, beginnings in enumerate(BRAIN_OBJECTS, 1):
         values = [value for value, name in names.items() if name.startswith(beginnings)]
         seg[np.isin(regions, values)] = label
-    low, high = np.percentile(image[image > 0], MR_PERCENTILES)
     keep = region_around(regions > 0, BRAIN_MARGIN_MM, spacing)
-    return Sample(scale(image, low, high)[keep], seg[keep], spacing)
+    return Sample(scale_percentiles(image)[keep], seg[keep], spacing)
 
 
 def read_lung(pyradiomics: Path) -> Sample:
@@ -117,35 +96,12 @@ def read_lung(pyradiomics: Path) -> Sample:
     image, labels, spacing = read_pair(folder / "lung2_image.nrrd", folder / "lung2_label.nrrd")
     seg = (labels > 0).astype(np.uint8)
     keep = region_around(seg > 0, TUMOUR_MARGIN_MM, spacing)
-    return Sample(scale(image, *CT_WINDOW_HU)[keep], seg[keep], spacing)
-
-
-def box_of(mask: np.ndarray, rng: np.random.Generator) -> dict[str, int]:
-    """The challenge's box prompt of one object; all bounds inclusive.
-
-    z is exact. x and y are those of the object's middle slice alone, each side then moved outwards
-    by 0 to MAX_SHIFT voxels, within the volume.
-
-    Args:
-        mask: (D, H, W) = (z, y, x) bool, True somewhere.
-        rng: Draws the shifts.
-    """
-    slices = np.flatnonzero(mask.any(axis=(1, 2)))
-    z_mid = slices[len(slices) // 2]
-    box = {"z_min": int(slices[0]), "z_max": int(slices[-1]), "z_mid": int(z_mid)}
-    for name, other_axis, size in (("x", 0, mask.shape[2]), ("y", 1, mask.shape[1])):
-        held = np.flatnonzero(mask[z_mid].any(axis=other_axis))
-        before, after = rng.integers(0, MAX_SHIFT, 2, endpoint=True)
-        box[f"z_mid_{name}_min"] = int(max(held[0] - before, 0))
-        box[f"z_mid_{name}_max"] = int(min(held[-1] + after, size - 1))
-    return box
+    return Sample(scale_window(image, *CT_WINDOWS["abdomen"])[keep], seg[keep], spacing)
 
 
 def write_sample(sample: Sample, input_path: Path, gts_path: Path) -> None:
     """Write a case and its truth as the challenge stores them; spacing becomes (x, y, z)."""
-    rng = np.random.default_rng(SEED)
-    labels = range(1, int(sample.seg.max()) + 1)
-    boxes = np.array([box_of(sample.seg == label, rng) for label in labels], dtype=object)
+    boxes = boxes_of(sample.seg, np.arange(1, sample.seg.max() + 1), SEED)
     spacing = np.array(sample.spacing[::-1], np.float64)
     np.savez_compressed(input_path, imgs=sample.image, spacing=spacing, boxes=boxes)
     np.savez_compressed(gts_path, gts=sample.seg, spacing=spacing)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
-from data.make_sample_cases import MAX_SHIFT, box_of, region_around, scale
+from data.make_sample_cases import region_around
 from utils.case import Case, read_case
+from utils.convert import MAX_SHIFT, box_of, scale_window
 
 OBJECTS = {"MR_Brain_colin27.npz": 7, "CT_LungTumour_pyradiomics.npz": 1}
 SPACINGS = {  # (z, y, x) in mm
@@ -71,7 +72,7 @@ def test_margin_is_in_mm_and_stops_at_the_volume():
 
 def test_scale_maps_the_window_to_0_255():
     hounsfield = np.array([-1000, -160, 40, 240, 3000])
-    assert scale(hounsfield, -160, 240).tolist() == [0, 0, 128, 255, 255]
+    assert scale_window(hounsfield, level=40, width=400).tolist() == [0, 0, 128, 255, 255]
 
 
 def test_committed_files_hold_the_keys_and_types_of_the_challenge(name):

@@ -1,0 +1,130 @@
+"""Images as people have them -> as the challenge has them: orientation, grey levels, boxes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+# SimpleITK is imported where it is used: training on prepared cases needs none.
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+# As the challenge prepares CT: (level, width) in HU.
+CT_WINDOWS = {
+    "abdomen": (40.0, 400.0),
+    "lung": (-160.0, 1500.0),
+    "brain": (40.0, 80.0),
+    "bone": (400.0, 1800.0),
+}
+PERCENTILES = (0.5, 99.5)  # of the voxels above 0, the challenge's rule for all but CT
+MAX_SHIFT = 5  # voxels by which a side of a box is moved outwards at the most
+GEOMETRY_TOLERANCE = 1e-3  # of a voxel, and of a direction's cosines, between image and labels
+
+
+def read_oriented(path: Path) -> "sitk.Image":
+    """A 3D image turned to LPS: a growing index leads to the left (x), back (y) and upwards (z).
+
+    Raises:
+        ValueError: It is not an image, or not one 3D volume.
+    """
+    import SimpleITK as sitk
+
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f"{path.name}: expected an image: {reason}") from error
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise ValueError(
+            f"{path.name}: expected one 3D volume, got size {image.GetSize()} with "
+            f"{image.GetNumberOfComponentsPerPixel()} values per voxel"
+        )
+    return sitk.DICOMOrient(image, "LPS")
+
+
+def read_pair(
+    image_path: Path, labels_path: Path
+) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
+    """Read an image and its labels on one grid as (z, y, x) arrays, turned to LPS; and spacing.
+
+    Raises:
+        ValueError: They are not on one grid, or not images; the message names the file.
+    """
+    import SimpleITK as sitk
+
+    image, labels = read_oriented(image_path), read_oriented(labels_path)
+    if not image.IsSameImageGeometryAs(labels, GEOMETRY_TOLERANCE, GEOMETRY_TOLERANCE):
+        raise ValueError(
+            f"{labels_path.name}: expected the grid of {image_path.name}, {_grid(image)}, got "
+            f"{_grid(labels)}"
+        )
+    x, y, z = image.GetSpacing()
+    return sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(labels), (z, y, x)
+
+
+def _grid(image: "sitk.Image") -> str:
+    numbers = (
+        f"{name} {', '.join(f'{value:.6g}' for value in values)}"
+        for name, values in (
+            ("size", image.GetSize()),
+            ("spacing", image.GetSpacing()),
+            ("origin", image.GetOrigin()),
+            ("direction", image.GetDirection()),
+        )
+    )
+    return "; ".join(numbers)
+
+
+def scale(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Map low..high to 0..255, as uint8, and what lies beyond to the ends."""
+    fraction = (image.astype(np.float64) - low) / (high - low)
+    return np.rint(255 * fraction.clip(0, 1)).astype(np.uint8)
+
+
+def scale_window(image: np.ndarray, level: float, width: float) -> np.ndarray:
+    """A CT image in HU -> uint8, by the window round `level`."""
+    return scale(image, level - width / 2, level + width / 2)
+
+
+def scale_percentiles(image: np.ndarray) -> np.ndarray:
+    """Any other image -> uint8, between PERCENTILES of its voxels above 0.
+
+    Raises:
+        ValueError: It has none, or these are all equal.
+    """
+    values = image[image > 0]
+    if len(values) == 0:
+        raise ValueError(f"expected voxels above 0, got {image.min():g}..{image.max():g}")
+    low, high = np.percentile(values, PERCENTILES)
+    if low == high:
+        raise ValueError(f"expected voxels that differ, got {low:g} almost everywhere above 0")
+    return scale(image, low, high)
+
+
+def box_of(mask: np.ndarray, rng: np.random.Generator) -> dict[str, int]:
+    """The challenge's box prompt of one object; all bounds inclusive.
+
+    z is exact. x and y are those of the object's middle slice alone, each side then moved outwards
+    by 0 to MAX_SHIFT voxels, within the volume.
+
+    Args:
+        mask: (D, H, W) = (z, y, x) bool, True somewhere.
+        rng: Draws the shifts.
+    """
+    slices = np.flatnonzero(mask.any(axis=(1, 2)))
+    z_mid = slices[len(slices) // 2]
+    box = {"z_min": int(slices[0]), "z_max": int(slices[-1]), "z_mid": int(z_mid)}
+    for name, other_axis, size in (("x", 0, mask.shape[2]), ("y", 1, mask.shape[1])):
+        held = np.flatnonzero(mask[z_mid].any(axis=other_axis))
+        before, after = rng.integers(0, MAX_SHIFT, 2, endpoint=True)
+        box[f"z_mid_{name}_min"] = int(max(held[0] - before, 0))
+        box[f"z_mid_{name}_max"] = int(min(held[-1] + after, size - 1))
+    return box
+
+
+def boxes_of(seg: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    """Boxes of the labels, in their order, as the challenge stores them: (n,) of dicts."""
+    rng = np.random.default_rng(seed)
+    boxes = np.empty(len(labels), object)
+    boxes[:] = [box_of(seg == label, rng) for label in labels]
+    return boxes
