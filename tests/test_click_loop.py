@@ -5,11 +5,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from monai.losses import DiceCELoss
 
 from conftest import TINY
 from seeded import DATA, randomise, seeded_roi
 from segment_anything import sam_model_registry3D
+from segment_anything.modeling.sam3D import Upscale
 from utils.click_loop import ROUNDS, ClickLoop, Clicks, random_error_click
 
 
@@ -37,6 +39,16 @@ def test_losses_and_gradients_equal_the_published_loop(save_memory, seeded_model
     norms = [parameters[name].grad.norm().item() for name in golden["grad_names"]]
     np.testing.assert_allclose(norms, golden["grad_norms"], rtol=1e-3)
     seeded_model.zero_grad()
+
+
+def test_the_gradient_of_upscaling_is_that_of_trilinear_interpolation():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 1, 5, 5, 5, dtype=torch.float64, generator=generator, requires_grad=True)
+    y, expected = Upscale.apply(x, 20), F.interpolate(x, size=(20,) * 3, mode="trilinear")
+    torch.testing.assert_close(y, expected, rtol=0, atol=0)
+    weight = torch.randn(y.shape, dtype=y.dtype, generator=generator)
+    ours, theirs = (torch.autograd.grad(z, x, weight)[0] for z in (y, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 def tiny_step(**options):

@@ -50,15 +50,18 @@ def random_error_click(pred: Tensor, truth: Tensor, draw: Tensor) -> tuple[Tenso
     Returns:
         Points (B, 1, 3) float in (z, y, x) and labels (B, 1): 1 where the truth is, else 0.
     """
-    errors = (pred != truth).flatten(1)
-    errors |= ~errors.any(dim=1, keepdim=True)
-    ranks = errors.cumsum(dim=1, dtype=torch.int32)
-    rank = (draw.to(ranks.device) * ranks[:, -1]).to(torch.int32) + 1
-    index = torch.searchsorted(ranks, rank[:, None])
-    labels = truth.flatten(1).gather(1, index).long()
+    errors = (pred != truth)[:, 0].flatten(2)  # (B, S, S * S), plane by plane
+    errors |= ~errors.flatten(1).any(dim=1)[:, None, None]
+    counts = errors.count_nonzero(dim=2)
+    until = counts.cumsum(dim=1)  # errors up to each plane, with it
+    rank = (draw.to(until.device) * until[:, -1]).long()[:, None]  # (B, 1)
+    z = torch.searchsorted(until, rank, right=True)
+    plane = errors.gather(1, z[..., None].expand(-1, -1, errors.shape[2]))[:, 0]
+    rank = rank - (until - counts).gather(1, z)
+    index = torch.searchsorted(plane.cumsum(dim=1), rank, right=True)
+    labels = truth[:, 0].flatten(1).gather(1, z * plane.shape[1] + index).long()
     size = truth.shape[-1]
-    point = torch.stack([index // size**2, index // size % size, index % size], dim=-1)
-    return point.float(), labels
+    return torch.stack([z, index // size, index % size], dim=-1).float(), labels
 
 
 def dice(logits: Tensor, truth: Tensor) -> Tensor:
