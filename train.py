@@ -109,8 +109,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     cost.add_argument(
         "--save_memory",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="compute activations twice instead of keeping them; same gradients",
+        help="compute some activations twice instead of keeping them; same gradients; default: "
+        "on a GPU",
     )
 
     val = parser.add_argument_group("validation")
@@ -265,7 +265,8 @@ def make_loop(
     loader = make_loader(dataset, sampler, args.num_workers, device.type == "cuda")
 
     loss = DiceCELoss(sigmoid=True, squared_pred=True)
-    step: nn.Module = ClickLoop(state.model, loss, args.multi_click, args.save_memory)
+    save_memory = args.save_memory if args.save_memory is not None else device.type == "cuda"
+    step: nn.Module = ClickLoop(state.model, loss, args.multi_click, save_memory)
     if processes.count > 1:
         step = DistributedDataParallel(
             step,

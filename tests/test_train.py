@@ -152,7 +152,7 @@ def test_a_stopped_run_goes_on_to_the_same_losses(finished, weights, tmp_path):
 def test_two_processes_train_as_one_with_the_double_batch(weights, tmp_path):
     data = write_cases(tmp_path / "data", 6)
     one, two = tmp_path / "one", tmp_path / "two"
-    options = ["--lr_scheduler", "steplr", "--step_size", "1"]
+    options = ["--lr_scheduler", "steplr", "--step_size", "1", "--save_memory"]
     result = train(weights, data, one, *options, "--batch_size=2")
     assert result.returncode == 0, result.stderr
     # The option for several GPUs; on a CPU it is as many processes.

@@ -166,7 +166,7 @@ def labelled_case(path: Path) -> LabelledCase:
 def test_two_cases_are_learnt_by_heart_and_segmented_by_inference(tmp_path):
     """Through all that the user's training and inference go through, in about half a minute."""
     data = write_cases(tmp_path, 2)
-    options = ("--batch_size=2", "--accumulation_steps=1", "--no-save_memory")
+    options = ("--batch_size=2", "--accumulation_steps=1")
     loop, state = begin(data, *options, sizes=LEARNS)
     dices = []
     for _ in range(160):

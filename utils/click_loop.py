@@ -7,6 +7,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from segment_anything.modeling.image_encoder3D import Attention
 from segment_anything.modeling.sam3D import MASK_THRESHOLD, Sam3D
 
 ROUNDS = 11  # as published
@@ -79,7 +80,7 @@ class ClickLoop(nn.Module):
         loss: Of logits and truth, both (B, 1, S, S, S) -> scalar.
         multi_click: Prompt with all clicks so far instead of the last one.
         save_memory: Compute what a round keeps for its gradients at ROI size anew in the backward
-            pass, and the image encoder block by block: the same gradients.
+            pass, and the attention of the image encoder: the same gradients.
     """
 
     def __init__(
@@ -94,7 +95,9 @@ class ClickLoop(nn.Module):
         self.loss = loss
         self.multi_click = multi_click
         self.save_memory = save_memory
-        model.image_encoder.save_memory = save_memory
+        for module in model.image_encoder.modules():
+            if isinstance(module, Attention):
+                module.save_memory = save_memory
 
     def forward(
         self,

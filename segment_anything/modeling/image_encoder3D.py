@@ -43,6 +43,10 @@ class Attention(nn.Module):
         dim: Channels.
         num_heads: Heads; they divide `dim`.
         side: Tokens along one side of the window, padding included.
+
+    Attributes:
+        save_memory: Compute the weights of the attention anew in the backward pass, which are
+            most of what a block keeps and little of what it computes.
     """
 
     rel_pos_d: nn.Parameter
@@ -53,6 +57,7 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.side = side
+        self.save_memory = False
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         for table in ("rel_pos_d", "rel_pos_h", "rel_pos_w"):
@@ -70,6 +75,15 @@ class Attention(nn.Module):
         """
         batch, *grid, dim = x.shape
         qkv = self.qkv(x).reshape(batch, -1, 3, self.num_heads, dim // self.num_heads)
+        if self.save_memory and torch.is_grad_enabled():
+            x = checkpoint(self._attend, qkv, grid, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = self._attend(qkv, grid)
+        return self.proj(x.transpose(1, 2).reshape(batch, *grid, dim))
+
+    def _attend(self, qkv: Tensor, grid: list[int]) -> Tensor:
+        """(B, D * H * W, 3, heads, C / heads) -> (B, heads, D * H * W, C / heads)"""
+        batch = len(qkv)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, D * H * W, C / heads)
         b_q, b_k, b_v = self.qkv.bias.to(q.dtype).reshape(3, 1, self.num_heads, 1, -1)
 
@@ -78,8 +92,7 @@ class Attention(nn.Module):
         if bias.shape[-1] > k.shape[-2]:
             k = torch.cat([k, b_k.expand(batch, -1, -1, -1)], dim=2)
             v = torch.cat([v, b_v.expand(batch, -1, -1, -1)], dim=2)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-        return self.proj(x.transpose(1, 2).reshape(batch, *grid, dim))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
 
     def position_bias(self, q: Tensor, b_q: Tensor) -> Tensor:
         """What is added to the logits of query (a, b, c) for key (d, h, w):
@@ -203,7 +216,6 @@ class ImageEncoderViT3D(nn.Module):
     ) -> None:
         super().__init__()
         self.img_size = img_size
-        self.save_memory = False  # recompute each block in the backward pass
         grid = img_size // patch_size
         self.patch_embed = PatchEmbed3D(patch_size, in_chans, embed_dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, grid, embed_dim))
@@ -224,8 +236,5 @@ class ImageEncoderViT3D(nn.Module):
         """(B, in_chans, S, S, S) volumes, S = img_size -> (B, out_chans, S / patch_size, ...)."""
         x = self.patch_embed(x) + self.pos_embed
         for block in self.blocks:
-            if self.save_memory and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x)
+            x = block(x)
         return self.neck(x.movedim(-1, 1))
