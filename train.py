@@ -271,7 +271,6 @@ def make_loop(
         step = DistributedDataParallel(
             step,
             device_ids=[device] if device.type == "cuda" else None,
-            broadcast_buffers=False,
             # Box corners, the "no mask" embedding and spare mask tokens get no gradient.
             find_unused_parameters=True,
         )

@@ -228,6 +228,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_cases(weights, tmp_path):
         (["--model_type", "vit_x"], "expected a model_type of default, vit_b_ori, vit_s_ori"),
         (["--device", "cuda:7"], "--device cuda:7 can't be used"),
         (["--step_size", "1.5"], "argument --step_size"),
+        (["--lr_scheduler", "none"], "argument --lr_scheduler"),
     ],
 )
 def test_options_that_do_not_fit_are_named(weights, tmp_path, options, message):
@@ -268,3 +269,16 @@ def test_a_second_signal_is_harmless(weights, tmp_path):
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(60) in (128 + signal.SIGTERM, 128 + signal.SIGINT)
     assert content_of(tmp_path)["epoch"] >= 1
+
+
+def test_torchrun_passes_a_signal_on_and_all_processes_save_together(weights, tmp_path):
+    data = write_cases(tmp_path / "data", 3)
+    options = ["--num_epochs=1000", "--multi_gpu", "--gpu_ids", "0", "1"]
+    process = start(command(weights, data, tmp_path, *options), stderr=subprocess.STDOUT)
+    for line in process.stdout:
+        if line.startswith("epoch 0"):
+            break
+    process.send_signal(signal.SIGTERM)
+    output = process.stdout.read()
+    assert process.wait(60) != 0 and "--resume goes on" in output
+    assert "Warning" not in output and content_of(tmp_path)["epoch"] >= 1
