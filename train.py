@@ -44,7 +44,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int_from(0, 2**31), default=0)
     run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
     run.add_argument(
-        "--multi_gpu", action="store_true", help="a process for each of --gpu_ids, or each GPU"
+        "--multi_gpu", action="store_true", help="a process for each of --gpu_ids, or of all GPUs"
     )
     run.add_argument("--gpu_ids", type=int, nargs="+", help="GPUs to use; default: all")
 
@@ -120,10 +120,14 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def relaunch(args: argparse.Namespace) -> None:
-    """Become torchrun with a process per GPU, for --multi_gpu; does not return."""
+    """Become torchrun with a process per GPU, if there are several; does not return then."""
     import torch
 
-    count = len(args.gpu_ids) if args.gpu_ids else torch.cuda.device_count() or 1
+    count = len(args.gpu_ids or ())
+    if not args.gpu_ids and args.device in ("auto", "cuda"):
+        count = torch.cuda.device_count()
+    if count <= 1:
+        return
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     os.execv(sys.executable, [sys.executable, *command, __file__, *sys.argv[1:]])
 
@@ -256,6 +260,8 @@ def make_loop(
             f"with labels of more than {args.min_voxels} voxels, in {', '.join(folders)}; "
             f"utils/data_paths.py or --data names the folders"
         )
+    if len(set(processes.gather(len(cases)))) > 1:
+        raise TrainingError("the processes do not find the same training files")
     bad_files.messages |= failures
     if bad_files.are_too_many:
         raise bad_files.error()
@@ -390,6 +396,7 @@ def train(
         start, first = time.perf_counter(), progress.step
         if not train_epoch(loop, state):
             save(args, folder, state, processes, (LATEST,))
+            processes.sum([0.0])  # all leave together: torchrun ends the others when one has left
             say(f"stopped in epoch {progress.epoch}, batch {progress.step}; --resume goes on")
             return 128 + (loop.stop.number or signal.SIGTERM)
         seconds, batches = time.perf_counter() - start, len(loop.sampler) - first

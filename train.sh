@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fine-tune by the published recipe. Edit the values; options given here override them:
 #     bash train.sh --task_name mine --batch_size 2
-# With several GPUs each has a process, and --batch_size is that of each.
+# --batch_size is that of each GPU.
 set -euo pipefail
 root=$(cd "$(dirname "$0")" && pwd)
 requirements=requirements.txt
@@ -27,11 +27,7 @@ options=(
     --seed 0
     --amp auto
     --device auto
+    --multi_gpu  # torchrun with a process on each GPU, where there are several
 )
 
-processes=$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')
-launch=()
-if [ "$processes" -gt 1 ]; then
-    launch=(-m torch.distributed.run --standalone --nproc-per-node "$processes")
-fi
-exec "$PYTHON" ${launch[@]+"${launch[@]}"} "$root/train.py" "${options[@]}" "$@"
+exec "$PYTHON" "$root/train.py" "${options[@]}" "$@"
