@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 
 from conftest import ROOT, TINY, case_arrays
 from segment_anything import sam_model_registry3D
+from train import tensorboard
 from utils.checkpoint import build_model, read_checkpoint
 from utils.prepared import write_prepared
 from utils.train_state import TrainState, make_optimizer, make_scheduler, read_state, resume
@@ -269,6 +271,38 @@ def test_a_second_signal_is_harmless(weights, tmp_path):
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(60) in (128 + signal.SIGTERM, 128 + signal.SIGINT)
     assert content_of(tmp_path)["epoch"] >= 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("amp", ["auto", "fp16", "fp32"])
+def test_a_gpu_trains_as_a_cpu_does(finished, weights, tmp_path, amp):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    options = ["--device=cuda", "--amp", amp, "--num_workers=2"]
+    result = train(weights, finished / "data", tmp_path, *options)
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_allclose(numbers(tmp_path)[0][0], numbers(finished)[0][0], rtol=0.02)
+
+
+def test_rows_of_the_log_go_to_tensorboard_where_it_is_installed(tmp_path, monkeypatch):
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            written.append(folder)
+
+        def add_scalar(self, *scalar):
+            written.append(scalar)
+
+        def flush(self):
+            written.append("flushed")
+
+    module = types.SimpleNamespace(SummaryWriter=SummaryWriter)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    tensorboard(tmp_path)({"epoch": 3, "loss": 1.5})
+    assert written == [str(tmp_path / "tensorboard"), ("loss", 1.5, 3), "flushed"]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # not installed
+    tensorboard(tmp_path)({"epoch": 3, "loss": 1.5})
 
 
 def test_torchrun_passes_a_signal_on_and_all_processes_save_together(weights, tmp_path):
