@@ -6,12 +6,14 @@ SIGTERM and SIGINT finish the step, save and exit; --resume goes on to the same 
 """
 
 import argparse
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,12 +126,21 @@ def relaunch(args: argparse.Namespace) -> None:
     import torch
 
     count = len(args.gpu_ids or ())
-    if not args.gpu_ids and args.device in ("auto", "cuda"):
+    if not count and args.device in ("auto", "cuda"):
         count = torch.cuda.device_count()
     if count <= 1:
         return
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     os.execv(sys.executable, [sys.executable, *command, __file__, *sys.argv[1:]])
+
+
+def show_gpus(ids: list[int]) -> None:
+    """Hide the other GPUs; `ids` count among those that a scheduler gave."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = given.split(",") if given else [str(i) for i in range(max(ids) + 1)]
+    if not 0 <= min(ids) <= max(ids) < len(names):
+        raise ValueError(f"--gpu_ids: expected 0 to {len(names) - 1}, got {ids}")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[i] for i in ids)
 
 
 def precision_of(amp: str, device: "torch.device") -> str:
@@ -139,7 +150,7 @@ def precision_of(amp: str, device: "torch.device") -> str:
         return amp
     if device.type != "cuda":
         return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def build_state(
@@ -194,20 +205,29 @@ def build_state(
     state = TrainState(model, model_type, model_args, optimizer, scheduler, scaler)
     if content is not None:
         resume(state, content)
-        if state.progress.step:
-            check_same_order(args, content["args"], processes.count)
+        check_resumed(args, state, content.get("args"), processes.count)
     return state
 
 
-def check_same_order(args: argparse.Namespace, saved: dict[str, Any], count: int) -> None:
-    """Raises ValueError if the rest of an epoch would not be the one that was begun."""
+def check_resumed(args: argparse.Namespace, state: "TrainState", saved: Any, count: int) -> None:
+    """Raises ValueError if the options are those of another network, or of another epoch's rest."""
+    size = state.model.img_size
+    if args.model_type not in (None, state.model_type) or args.img_size not in (None, size):
+        raise ValueError(
+            f"--resume: the run is of {state.model_type} with --img_size {size}, got "
+            f"{args.model_type} with {args.img_size}"
+        )
+    if not isinstance(saved, dict):  # of the original
+        return
     now = options_of(args) | {"processes": count}
-    for key in ("batch_size", "accumulation_steps", "seed", "processes", "data", "min_voxels"):
-        if key in saved and saved[key] != now[key]:
+    for key in ("batch_size", "accumulation_steps", "seed", "processes", "min_voxels"):
+        if state.progress.step and saved[key] != now[key]:
             raise ValueError(
                 f"--resume: the checkpoint lies within an epoch of {key} {saved[key]}, expected "
                 f"the same, got {now[key]}"
             )
+    if (saved["val_cases"] is None) != (now["val_cases"] is None):
+        state.progress.best_dice = 0.0  # of validation, or of training: not to be compared
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -249,20 +269,30 @@ def make_loop(
     from utils.dataset import EpochSampler, RoiDataset, find_cases, make_loader, prefetch
     from utils.train_loop import BadFiles, Loop, TrainingError
 
-    folders = options_of(args)["data"]
+    folders, progress = options_of(args)["data"], state.progress
     cases, failures = find_cases(folders, args.min_voxels)
+    listed = json.dumps([(case.path.name, case.shape) for case in cases])
+    identity = hashlib.sha256(listed.encode()).hexdigest()
+    found = processes.gather((identity, progress.epoch, progress.step))
+    if len(set(found)) > 1:
+        raise TrainingError(
+            "the processes do not find the same training files and checkpoint: expected them on a "
+            "shared disk"
+        )
+    if progress.step and progress.cases != identity:
+        raise ValueError(
+            f"--resume: the checkpoint lies within an epoch of other training files than the "
+            f"{len(cases)} found"
+        )
+    progress.cases = identity
     bad_files = BadFiles(len(cases) + len(failures), args.max_bad_share)
-    if processes.rank == 0:
-        bad_files.report(failures)
+    bad_files.add(failures, processes.rank == 0)
     if not cases:
         raise TrainingError(
             f"no training data: expected cases made by data/resample_preprocess_for_CVPR_3DFM.py, "
             f"with labels of more than {args.min_voxels} voxels, in {', '.join(folders)}; "
             f"utils/data_paths.py or --data names the folders"
         )
-    if len(set(processes.gather(len(cases)))) > 1:
-        raise TrainingError("the processes do not find the same training files")
-    bad_files.messages |= failures
     if bad_files.are_too_many:
         raise bad_files.error()
     device = processes.device
@@ -299,9 +329,7 @@ def finish_epoch(
 ) -> tuple[str, ...]:
     """Bring the records up to date; returns the checkpoints that are to be written."""
     from utils.memory import peak_gb
-    from utils.train_log import VALIDATION
     from utils.train_state import DICE_BEST, LATEST, LOSS_BEST
-    from utils.validation import validate
 
     progress, processes = state.progress, loop.processes
     loss, dice = (total / len(loop.sampler) for total in (progress.loss_sum, progress.dice_sum))
@@ -320,20 +348,47 @@ def finish_epoch(
     state.scheduler.step()
     progress.epoch += 1
     progress.step, progress.loss_sum, progress.dice_sum = 0, 0.0, 0.0
-    is_due = progress.epoch % args.val_every == 0 or progress.epoch == args.num_epochs
-    if args.val_cases and is_due:
-        paths = sorted(args.val_cases.rglob("*.npz"))
-        row |= validate(state.model, paths, loop.precision, processes)
     progress.log.append(row)
     names = [LATEST]
     if loss < progress.best_loss:
         progress.best_loss = loss
         names.append(LOSS_BEST)
-    score = row.get(VALIDATION[1]) if args.val_cases else dice
-    if score is not None and score > progress.best_dice:
-        progress.best_dice = score
+    if not args.val_cases and dice > progress.best_dice:
+        progress.best_dice = dice
         names.append(DICE_BEST)
     return tuple(names)
+
+
+def validate_epoch(
+    args: argparse.Namespace, loop: "Loop", state: "TrainState"
+) -> tuple[str, ...] | None:
+    """Add a validation to the last row of the log, if it is due and not there.
+
+    Returns:
+        The checkpoints that are to be written; None if a signal stopped it.
+    """
+    from utils.train_log import VALIDATION
+    from utils.train_state import DICE_BEST, LATEST
+    from utils.validation import validate
+
+    progress = state.progress
+    is_due = progress.epoch % args.val_every == 0 or progress.epoch == args.num_epochs
+    if not (args.val_cases and is_due and progress.log) or VALIDATION[0] in progress.log[-1]:
+        return ()
+    means = validate(
+        state.model,
+        sorted(args.val_cases.rglob("*.npz")),
+        loop.precision,
+        loop.processes,
+        lambda: loop.stop.number != 0,
+    )
+    if means is None:
+        return None
+    progress.log[-1] |= means
+    if means.get(VALIDATION[1], 0.0) <= progress.best_dice:
+        return (LATEST,)
+    progress.best_dice = means[VALIDATION[1]]
+    return LATEST, DICE_BEST
 
 
 def save(
@@ -348,7 +403,7 @@ def save(
     from utils.train_log import write_log
     from utils.train_state import save_state
 
-    if processes.rank == 0:
+    if processes.rank == 0 and names:
         first, *others = names
         save_state(folder / first, state, about(args, processes))
         for name in others:
@@ -392,28 +447,35 @@ def train(
         f"{effective} samples per optimizer step, {loop.precision} on {processes.device}; "
         f"epochs {progress.epoch}..{args.num_epochs - 1}"
     )
-    while progress.epoch < args.num_epochs:
+    shown = progress.log[-1:]
+    while True:
+        names = validate_epoch(args, loop, state)  # of the epoch before, saved by now
+        if names is None:
+            break
+        save(args, folder, state, processes, names)
+        for row in progress.log[-1:]:
+            if row not in shown:
+                write_row(row)
+                say(", ".join(f"{key} {value:.6g}" for key, value in row.items()))
+        shown = progress.log[-1:]
+        if progress.epoch >= args.num_epochs:
+            return 0
         start, first = time.perf_counter(), progress.step
         if not train_epoch(loop, state):
             save(args, folder, state, processes, (LATEST,))
-            processes.sum([0.0])  # all leave together: torchrun ends the others when one has left
-            say(f"stopped in epoch {progress.epoch}, batch {progress.step}; --resume goes on")
-            return 128 + (loop.stop.number or signal.SIGTERM)
+            break
         seconds, batches = time.perf_counter() - start, len(loop.sampler) - first
         names = finish_epoch(args, loop, state, seconds, batches)
         save(args, folder, state, processes, names)
-        row = progress.log[-1]
-        write_row(row)
-        say(", ".join(f"{key} {value:.6g}" for key, value in row.items()))
-    return 0
+    processes.sum([0.0])  # all leave together: torchrun ends the others when one has left
+    say(f"stopped in epoch {progress.epoch}, batch {progress.step}; --resume goes on")
+    return 128 + (loop.stop.number or signal.SIGTERM)
 
 
 def main(args: argparse.Namespace) -> int:
     """Returns the exit status: 0, 1 if training failed, 2 if it can't begin, 128 + a signal."""
     if args.multi_gpu and "RANK" not in os.environ:
         relaunch(args)
-    if args.gpu_ids:  # before CUDA is used
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, args.gpu_ids))
     from utils.processes import join_processes
     from utils.train_loop import Stop, TrainingError
     from utils.train_state import LATEST
@@ -424,6 +486,10 @@ def main(args: argparse.Namespace) -> int:
     folder = args.work_dir / args.task_name
     latest = folder / LATEST
     try:
+        if args.gpu_ids:  # before CUDA is used
+            show_gpus(args.gpu_ids)
+        if args.val_cases and not any(args.val_cases.rglob("*.npz")):
+            raise ValueError(f"--val_cases {args.val_cases}: expected .npz files, got none")
         if latest.exists() and not args.resume:
             raise ValueError(
                 f"{folder} holds a run: go on with --resume, or give another --task_name"
@@ -448,6 +514,9 @@ def main(args: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
+    except Exception:  # uncaught, it would keep the readers of data, and so the process, alive
+        traceback.print_exc()
+        return 1
 
 
 if __name__ == "__main__":

@@ -55,9 +55,10 @@ def find_pairs(folder: Path, split: str, channel: int) -> list[tuple[str, Path, 
     """Names of the cases that have labels, their images and labels; an image may be missing."""
     pairs = []
     for labels in sorted((folder / f"labels{split}").iterdir()):
-        name, dot, ending = labels.name.partition(".")
-        if name and dot:
-            image = folder / f"images{split}" / f"{name}_{channel:04d}.{ending}"
+        ending = ".nii.gz" if labels.name.endswith(".nii.gz") else labels.suffix
+        name = labels.name.removesuffix(ending)
+        if ending and not name.startswith("."):
+            image = folder / f"images{split}" / f"{name}_{channel:04d}{ending}"
             pairs.append((name, image, labels))
     return pairs
 

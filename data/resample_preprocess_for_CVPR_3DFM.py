@@ -11,9 +11,11 @@ failed.tsv of --output, and the others go on.
 
 import argparse
 import hashlib
+import math
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -27,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from utils.case import read_geometry, read_volumes  # noqa: E402
 from utils.files import atomic_write  # noqa: E402
-from utils.npz import CaseError, fingerprint  # noqa: E402
+from utils.npz import MAX_VOLUME_BYTES, CaseError, fingerprint  # noqa: E402
 from utils.prepared import source_of, write_prepared  # noqa: E402
 
 VERSION = 1  # of what is written; another one prepares all cases anew
@@ -43,7 +45,7 @@ class Task:
         target: Of the prepared case.
         spacing: In mm, along all axes.
         source: Identifies the source and how it is prepared.
-        size: Of the prepared case, about, in bytes.
+        size: Of the prepared case at most, in bytes.
     """
 
     name: str
@@ -82,17 +84,25 @@ def plan(path: Path, args: argparse.Namespace) -> Task:
     from utils.resample import zoomed_shape
 
     shape, label_bytes, spacing = read_geometry(path)
-    target_shape = zoomed_shape(shape, spacing, args.spacing)
+    try:
+        target_shape = zoomed_shape(shape, spacing, args.spacing)
+    except OverflowError as error:
+        raise CaseError(f"{path.name}: expected a spacing in mm, got {spacing}") from error
     if 0 in target_shape:
         raise CaseError(
             f"{path.name}: expected at least half a voxel of {args.spacing:g} mm along each axis, "
             f"got {shape} voxels of {spacing} mm (z, y, x)"
         )
-    d, h, w = target_shape
+    voxels, limit = math.prod(target_shape), MAX_VOLUME_BYTES // 4
+    if voxels > limit:
+        raise CaseError(
+            f"{path.name}: expected at most {limit} voxels of {args.spacing:g} mm, got {voxels} "
+            f"from {shape} of {spacing} mm (z, y, x)"
+        )
     name = path.relative_to(args.input)
     how = f"{VERSION} {args.spacing} {fingerprint(path)}"
     source = hashlib.sha256(how.encode()).digest()
-    size = d * h * w * (1 + label_bytes)
+    size = voxels * (1 + min(label_bytes, 4))
     return Task(name.as_posix(), path, args.output / name, args.spacing, source, size)
 
 
@@ -134,6 +144,11 @@ def plan_all(paths: list[Path], args: argparse.Namespace) -> tuple[list[Task], d
     return tasks, failed
 
 
+def ignore_interrupts() -> None:
+    """In a worker: Ctrl-C reaches all processes, and the first one decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def write_failed(path: Path, failed: dict[str, str]) -> None:
     """A line per case: its name and why it failed; no file if there are none."""
     if not failed:
@@ -145,7 +160,7 @@ def write_failed(path: Path, failed: dict[str, str]) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Returns the exit status: 0, 1 if a case failed, 2 if nothing can be done."""
+    """Returns the exit status: 0, 1 if a case failed, 2 if nothing can be done, 130 if stopped."""
     if args.output.resolve().is_relative_to(args.input.resolve()):
         print(f"--output {args.output}: expected a folder outside of --input", file=sys.stderr)
         return 2
@@ -162,23 +177,27 @@ def main(args: argparse.Namespace) -> int:
     free = shutil.disk_usage(args.output).free
     print(
         f"{len(paths)} cases: {len(paths) - len(tasks) - len(failed)} are there, {len(failed)} "
-        f"can't be used, {len(tasks)} to do, which take {needed / 1e9:.1f} GB of the "
+        f"can't be used, {len(tasks)} to do, which take at most {needed / 1e9:.1f} GB of the "
         f"{free / 1e9:.1f} GB free in {args.output}",
         flush=True,
     )
+    write_failed(args.output / "failed.tsv", failed)
     if needed > free:
         print("not enough space: nothing was done", file=sys.stderr)
         return 2
     # Other than forked ones, spawned workers inherit no threads of torch that hang.
     context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(args.workers, context, initializer=ignore_interrupts)
     try:
-        with ProcessPoolExecutor(args.workers, mp_context=context) as pool:
-            futures = {pool.submit(prepare, task): task for task in tasks}
-            bar = tqdm(as_completed(futures), total=len(futures), unit="case")
-            for future in bar:
-                if reason := future.result():
-                    failed[futures[future].name] = reason
-                    bar.write(f"FAILED {futures[future].name}: {reason}", file=sys.stderr)
+        futures = {pool.submit(prepare, task): task for task in tasks}
+        bar = tqdm(as_completed(futures), total=len(futures), unit="case")
+        for future in bar:
+            if reason := future.result():
+                failed[futures[future].name] = reason
+                bar.write(f"FAILED {futures[future].name}: {reason}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped after the cases begun; run it again, and it goes on", file=sys.stderr)
+        return 128 + signal.SIGINT
     except BrokenProcessPool:
         print(
             "a worker was killed, perhaps for memory: run it again with fewer --workers, and it "
@@ -187,6 +206,7 @@ def main(args: argparse.Namespace) -> int:
         )
         return 1
     finally:
+        pool.shutdown(cancel_futures=True)
         write_failed(args.output / "failed.tsv", failed)
     if failed:
         print(f"{len(failed)} cases failed, see {args.output / 'failed.tsv'}", file=sys.stderr)
@@ -194,4 +214,5 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     sys.exit(main(get_args_parser().parse_args()))

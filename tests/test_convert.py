@@ -47,9 +47,9 @@ def run(folder: Path, *options: str) -> int:
     ("orientation", "labels"), [("LPS", None), ("RAS", None), ("SAR", None), ("PIR", "LAS")]
 )
 def test_any_orientation_becomes_lps(tmp_path, orientation, labels):
-    write_pair(tmp_path, "a_1", orientation, labels)
+    write_pair(tmp_path, "a.1", orientation, labels)
     assert run(tmp_path) == 0
-    labelled = read_labelled_case(tmp_path / "out/CT/CT_Some/CT_Some_a_1.npz")
+    labelled = read_labelled_case(tmp_path / "out/CT/CT_Some/CT_Some_a.1.npz")
     image, seg = volumes()
     np.testing.assert_array_equal(labelled.case.image, scale_window(image, 40, 400))
     np.testing.assert_array_equal(labelled.truth == 2, seg == 4)

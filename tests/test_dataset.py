@@ -128,7 +128,7 @@ def test_a_bad_file_is_named_and_the_next_case_taken(tmp_path):
     batch = collate([dataset[(0, 0)], sample])
     assert batch.names == ("a.npz", "a.npz") and batch.failures == sample.failures
     (tmp_path / "a.npz").unlink()
-    with pytest.raises(CaseError, match="none of 3 cases can be used"):
+    with pytest.raises(CaseError, match="none of 3 cases has a label .* 3 can't be read"):
         dataset[(0, 0)]
 
 
@@ -140,12 +140,36 @@ def test_bad_files_are_found_before_training(tmp_path):
     assert [path[-5:] for path in failures] == ["b.npz"]
 
 
-def test_a_label_that_its_roi_misses_is_refused(tmp_path):
+def test_a_label_that_its_roi_misses_is_no_bad_file_but_left_for_the_next_case(tmp_path):
     gts = np.zeros((60, 60, 60), np.uint8)
     gts[:12, :12, :12] = gts[-12:, -12:, -12:] = 1  # nothing in the middle
     write_prepared(tmp_path / "a.npz", gts, gts, (1.5, 1.5, 1.5), b"")
-    with pytest.raises(CaseError, match="a.npz: expected a label of more than 10 voxels in a ROI"):
+    with pytest.raises(CaseError, match="none of 1 cases has a label of more than 10 voxels"):
         dataset_of(tmp_path)[(0, 0)]
+    write_case(tmp_path / "b.npz")
+    sample = dataset_of(tmp_path)[(0, 0)]
+    assert sample.names == ("b.npz",) and not sample.failures
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(labels=np.array(5)),
+        dict(labels=np.zeros((1, 3), int)),
+        dict(label_boxes=np.zeros((1, 3, 2))),
+        dict(label_boxes=np.full((1, 3, 2), 99)),
+        dict(imgs=np.zeros(SHAPE, np.float32)),
+        dict(gts=np.zeros(SHAPE, ">u2")),
+        dict(gts=np.zeros(SHAPE[1:], np.uint8)),
+    ],
+)
+def test_malformed_files_are_refused_when_they_are_found(tmp_path, changes):
+    gts = np.ones(SHAPE, np.uint8)
+    write_prepared(tmp_path / "a.npz", gts, gts, (1.5,) * 3, b"")
+    with np.load(tmp_path / "a.npz") as file:
+        np.savez(tmp_path / "a.npz", **{**file, **changes})
+    cases, failures = find_cases([tmp_path], 10)
+    assert not cases and "a.npz: expected" in failures[str(tmp_path / "a.npz")]
 
 
 def test_two_processes_see_what_one_with_the_double_batch_sees():

@@ -107,6 +107,8 @@ def test_bad_cases_are_listed_and_the_others_go_on(tmp_path):
     write_raw(raw / "no_gts.npz", gts=None)
     write_raw(raw / "no_labels.npz", gts=np.zeros(SHAPE, np.uint8))
     write_raw(raw / "flat.npz", spacing=np.array([0.001, 1, 1]))
+    write_raw(raw / "metres.npz", spacing=np.array([1000.0, 1000, 1000]))
+    write_raw(raw / "huge.npz", spacing=np.array([1e308, 1, 1]))
     write_raw(raw / "dark.npz", imgs=np.zeros(SHAPE, np.uint8))
     (raw / "broken.npz").write_bytes((raw / "good_0.npz").read_bytes()[:-200])
     result = run(raw, tmp_path / "out")
@@ -118,6 +120,8 @@ def test_bad_cases_are_listed_and_the_others_go_on(tmp_path):
         "broken.npz": "whole .npz",
         "dark.npz": "a voxel above 0",
         "flat.npz": "at least half a voxel",
+        "huge.npz": "expected a spacing in mm",
+        "metres.npz": "voxels of 1.5 mm, got",
         "no_gts.npz": "expected gts, got none",
         "no_labels.npz": "expected labels in the resampled gts, got none",
     }

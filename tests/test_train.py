@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 
 from conftest import ROOT, TINY, case_arrays
 from segment_anything import sam_model_registry3D
-from train import tensorboard
+from train import show_gpus, tensorboard
 from utils.checkpoint import build_model, read_checkpoint
 from utils.prepared import write_prepared
 from utils.train_state import TrainState, make_optimizer, make_scheduler, read_state, resume
@@ -167,6 +168,31 @@ def test_two_processes_train_as_one_with_the_double_batch(weights, tmp_path):
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-5)
 
 
+def test_an_error_that_nobody_expects_ends_the_process_and_its_readers(weights, tmp_path):
+    data = write_cases(tmp_path / "data", 3)
+    script = "import sys, train; from utils import train_loop\n"
+    script += "train_loop.dice = lambda *_: 1 / 0\n"
+    script += "sys.exit(train.main(train.get_args_parser().parse_args()))"
+    options = command(weights, data, tmp_path, "--num_workers=1")[1:]
+    process = start(["-c", script, *options], stderr=subprocess.PIPE, cwd=ROOT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "ZeroDivisionError" in errors
+
+
+def test_other_networks_and_other_epochs_are_not_resumed(finished, weights, tmp_path):
+    data = finished / "data"
+    options = ("--resume", "--num_epochs=3")
+    result = train(weights, data, finished, *options, "--img_size=64")
+    assert result.returncode == 2 and "--resume: the run is of vit_b_ori with" in result.stderr
+    shutil.copytree(finished / "run", tmp_path / "run")
+    path = tmp_path / "run/sam_model_latest.pth"
+    torch.save(torch.load(path, weights_only=True) | {"step": 2}, path)
+    result = train(weights, data, tmp_path, *options, "--batch_size=2")
+    assert result.returncode == 2 and "within an epoch of batch_size 1" in result.stderr
+    result = train(weights, write_cases(tmp_path / "data", 6), tmp_path, *options)
+    assert result.returncode == 2 and "an epoch of other training files than the 6" in result.stderr
+
+
 def test_a_run_is_not_overwritten(finished, weights):
     result = train(weights, finished / "data", finished)
     assert result.returncode == 2 and "holds a run: go on with --resume" in result.stderr
@@ -214,7 +240,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_cases(weights, tmp_path):
     content = torch.load(weights, weights_only=True)
     content["model_state_dict"]["image_encoder.pos_embed"].fill_(torch.nan)
     torch.save(content, tmp_path / "nan.pth")
-    result = train(tmp_path / "nan.pth", data, tmp_path)
+    result = train(tmp_path / "nan.pth", data, tmp_path, "--num_workers=1")
     assert result.returncode == 1
     assert "the loss is not finite in epoch 0, on the cases" in result.stderr
     assert any(f"{i}.npz" in result.stderr for i in range(3))
@@ -225,6 +251,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_cases(weights, tmp_path):
     ("options", "message"),
     [
         (["--checkpoint", "nowhere.pth"], "python ckpt/download.py nowhere"),
+        (["--val_cases", "nowhere"], "--val_cases nowhere: expected .npz files, got none"),
         (["--data", "nowhere"], "no training data: expected cases made by"),
         (["--img_size", "64"], "tensors do not fit the network"),
         (["--model_type", "vit_x"], "expected a model_type of default, vit_b_ori, vit_s_ori"),
@@ -237,6 +264,14 @@ def test_options_that_do_not_fit_are_named(weights, tmp_path, options, message):
     result = train(weights, tmp_path / "empty", tmp_path, *options)
     assert result.returncode in (1, 2) and message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_gpus_are_counted_among_those_that_a_scheduler_gave(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,7")
+    show_gpus([0, 2])
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,7"
+    with pytest.raises(ValueError, match=r"--gpu_ids: expected 0 to 1, got \[2\]"):
+        show_gpus([2])
 
 
 def test_partial_weights_are_taken_when_allowed(weights, tmp_path):

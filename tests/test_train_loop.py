@@ -17,7 +17,7 @@ from utils.prepared import map_volumes
 from utils.processes import Processes
 from utils.prompts import Box, Prompts
 from utils.protocol import play, predict_with
-from utils.train_loop import BadFiles, Loop, Stop, train_epoch
+from utils.train_loop import BadFiles, Loop, Stop, TrainingError, train_epoch
 from utils.train_state import (
     TrainState,
     make_optimizer,
@@ -147,11 +147,40 @@ def test_a_stop_keeps_what_the_last_optimizer_step_left(tmp_path):
 def test_too_many_bad_files_are_an_error_and_each_is_reported_once(capsys):
     files = BadFiles(total=10, max_share=0.2)
     for path in ("a", "b", "a"):
-        files.report({path: "broken"})
+        files.add({path: "broken"}, is_printed=True)
         assert not files.are_too_many
-    files.report({"c": "gone"})
+    files.add({"c": "gone"}, is_printed=False)
     assert files.are_too_many and "3 of 10 training files" in str(files.error())
-    assert capsys.readouterr().err.count("SKIPPED a: broken") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["SKIPPED a: broken", "SKIPPED b: broken"]
+
+
+def test_files_that_break_while_training_are_counted(tmp_path, capsys):
+    data = write_cases(tmp_path, 4)
+    options = ("--batch_size=1", "--accumulation_steps=1", "--max_bad_share=0.3")
+    loop, state = begin(data, *options)
+    (data / "2.npz").write_bytes(b"broken")
+    assert train_epoch(loop, state)
+    assert capsys.readouterr().err.count("SKIPPED") == 1
+    (data / "1.npz").unlink()
+    with pytest.raises(TrainingError, match="2 of 4 training files can't be used"):
+        train_epoch(*begin_epoch(loop, state))
+
+
+def begin_epoch(loop: Loop, state: TrainState) -> tuple[Loop, TrainState]:
+    state.progress.epoch += 1
+    state.progress.step = 0
+    return loop, state
+
+
+def test_a_gradient_that_is_not_finite_does_not_reach_the_weights(tmp_path):
+    data = write_cases(tmp_path, 2)
+    loop, state = begin(data, "--batch_size=2", "--accumulation_steps=1")
+    weight = state.model.mask_decoder.mask_tokens.weight
+    weight.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(TrainingError, match="the gradient is not finite in epoch 0, after .*npz"):
+        train_epoch(loop, state)
+    assert all(p.isfinite().all() for p in state.model.parameters())
 
 
 def labelled_case(path: Path) -> LabelledCase:

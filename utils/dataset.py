@@ -102,23 +102,35 @@ class RoiDataset(Dataset):
         return len(self.cases)
 
     def __getitem__(self, item: Item) -> Batch:
-        """The sample of an epoch and a case; if that fails, the next case that does not."""
+        """The sample of an epoch and a case, or that of the next case that can be used.
+
+        Raises:
+            CaseError: There is none.
+        """
         epoch, first = item
         failures = {}
         for index in range(first, first + len(self)):
             case = self.cases[index % len(self)]
             rng = np.random.default_rng((self.seed, epoch, index % len(self)))
             try:
-                image, truth = self._sample(case, rng)
+                sample = self._sample(case, rng)
             except (CaseError, OSError) as error:
                 failures[str(case.path)] = str(error)
                 continue
-            draws = torch.from_numpy(rng.random((1, ROUNDS)))
-            return Batch(image[None], truth[None], draws, (case.path.name,), failures)
-        raise CaseError(f"none of {len(self)} cases can be used; one says: {error_of(failures)}")
+            if sample is not None:
+                image, truth = sample
+                draws = torch.from_numpy(rng.random((1, ROUNDS)))
+                return Batch(image[None], truth[None], draws, (case.path.name,), failures)
+        raise CaseError(
+            f"none of {len(self)} cases has a label of more than {self.min_voxels} voxels in a ROI "
+            f"of {self.size}; {len(failures)} can't be read: {'; '.join(failures.values())[:500]}"
+        )
 
-    def _sample(self, case: PreparedCase, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Image and truth, (1, S, S, S) each."""
+    def _sample(self, case: PreparedCase, rng: np.random.Generator) -> tuple[Tensor, Tensor] | None:
+        """Image and truth, (1, S, S, S) each; None if no label has enough voxels in its ROI.
+
+        That happens to labels of parts far from each other, with nothing in the middle.
+        """
         image, gts = map_volumes(case.path)
         usable = np.flatnonzero(case.label_counts > self.min_voxels)
         for i in rng.permutation(usable):
@@ -128,10 +140,7 @@ class RoiDataset(Dataset):
             mask = crop_roi_nearest(gts, roi) == case.labels[i]
             if np.count_nonzero(mask) > self.min_voxels:
                 return self._augmented(crop_roi(image, roi), mask, rng)
-        raise CaseError(
-            f"{case.path.name}: expected a label of more than {self.min_voxels} voxels in a ROI of "
-            f"{self.size}, got none"
-        )
+        return None
 
     def _augmented(
         self, image: Tensor, mask: np.ndarray, rng: np.random.Generator
@@ -139,11 +148,6 @@ class RoiDataset(Dataset):
         self.augment.set_random_state(int(rng.integers(2**31)))
         sample = self.augment({"image": image[None], "truth": torch.from_numpy(mask)[None]})
         return normalise(sample["image"]), sample["truth"]
-
-
-def error_of(failures: dict[str, str]) -> str:
-    """The first message."""
-    return next(iter(failures.values()))
 
 
 def collate(samples: Sequence[Batch]) -> Batch:
@@ -214,6 +218,8 @@ def prefetch(loader: Iterable[Batch], device: torch.device) -> Generator[Batch, 
     is_closed = False
 
     def feed() -> Iterator[Batch]:
+        if device.type == "cuda":  # of this thread; else pinning opens a context on GPU 0
+            torch.cuda.set_device(device)
         for batch in loader:
             if is_closed:
                 return

@@ -78,11 +78,13 @@ def read_array(archive: zipfile.ZipFile, key: str) -> np.ndarray | None:
 
 
 def read_form(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of an array, as its header tells."""
+    """Shape and type of an array, as its header tells and its size confirms."""
     if f"{key}.npy" not in archive.namelist():
         raise CaseError(f"expected {key}, got none")
     with archive.open(f"{key}.npy") as file:
-        shape, _, dtype, _ = _read_header(archive, key, file)
+        shape, _, dtype, size = _read_header(archive, key, file)
+    if min(shape, default=0) < 1 or math.prod(shape) * dtype.itemsize != size:
+        raise CaseError(f"{key}: expected {shape} of {dtype}, got {size} bytes")
     return shape, dtype
 
 

@@ -87,13 +87,19 @@ def read_prepared(path: Path) -> PreparedCase:
                 "expected a case made by data/resample_preprocess_for_CVPR_3DFM.py, got one "
                 f"without {', '.join(COLUMNS)}"
             )
-        image, gts = (map_array(path, archive, key) for key in ("imgs", "gts"))
-        n = len(labels)
-        if boxes.shape != (n, 3, 2) or counts.shape != (n,) or image.shape != gts.shape:
+        image, _ = _map_volumes(path, archive)
+        n = labels.size
+        if labels.shape != (n,) or boxes.shape != (n, 3, 2) or counts.shape != (n,):
             raise CaseError(
-                f"expected boxes and counts of {n} labels and two volumes of one shape, got "
-                f"{boxes.shape}, {counts.shape}, {image.shape} and {gts.shape}"
+                f"expected labels (n,), their boxes (n, 3, 2) and counts (n,), got {labels.shape}, "
+                f"{boxes.shape} and {counts.shape}"
             )
+        starts, stops = boxes[..., 0], boxes[..., 1]
+        is_inside = (0 <= starts) & (starts < stops) & (stops <= image.shape)
+        if any(column.dtype.kind not in "ui" for column in (labels, boxes, counts)) or not (
+            is_inside.all()
+        ):
+            raise CaseError(f"expected boxes of integers within {image.shape}")
         return PreparedCase(path, image.shape, labels, boxes, counts)
 
     return read_npz(path, parse)
@@ -106,9 +112,18 @@ def map_volumes(path: Path) -> tuple[np.ndarray, np.ndarray]:
         CaseError: The file has changed.
         OSError: It can't be read.
     """
-    return read_npz(
-        path, lambda archive: (map_array(path, archive, "imgs"), map_array(path, archive, "gts"))
-    )
+    return read_npz(path, lambda archive: _map_volumes(path, archive))
+
+
+def _map_volumes(path: Path, archive: zipfile.ZipFile) -> tuple[np.ndarray, np.ndarray]:
+    image, gts = map_array(path, archive, "imgs"), map_array(path, archive, "gts")
+    is_unsigned = gts.dtype.kind == "u" and gts.dtype.isnative
+    if image.dtype != np.uint8 or image.ndim != 3 or not is_unsigned or gts.shape != image.shape:
+        raise CaseError(
+            f"expected imgs of uint8 and unsigned gts of one 3D shape, got {image.dtype} "
+            f"{image.shape} and {gts.dtype} {gts.shape}"
+        )
+    return image, gts
 
 
 def source_of(path: Path) -> bytes | None:

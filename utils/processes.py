@@ -60,6 +60,8 @@ def join_processes(device: str) -> Iterator[Processes]:
     rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    elif device.startswith("cuda") and count > 1:
+        raise ValueError(f"--device {device}: expected cuda, as each of {count} takes a GPU")
     try:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)

@@ -48,9 +48,9 @@ class BadFiles:
     max_share: float
     messages: dict[str, str] = field(default_factory=dict)
 
-    def report(self, messages: dict[str, str]) -> None:
+    def add(self, messages: dict[str, str], is_printed: bool) -> None:
         for path, message in messages.items():
-            if path not in self.messages:
+            if path not in self.messages and is_printed:
                 print(f"SKIPPED {path}: {message}", file=sys.stderr, flush=True)
         self.messages |= messages
 
@@ -112,9 +112,9 @@ def train_epoch(loop: Loop, state: TrainState) -> bool:
         disable=not is_shown,
     )
     sums = np.zeros(2)  # of loss and Dice since the last optimizer step
+    names: tuple[str, ...] = ()  # of the cases since then
     with bar, closing(loop.batches()) as batches:
         for index, batch in enumerate(batches, progress.step):
-            loop.bad_files.report(batch.failures)
             begin = index - index % loop.accumulation_steps
             window = min(loop.accumulation_steps, len(sampler) - begin)
             is_last = index == begin + window - 1
@@ -123,14 +123,16 @@ def train_epoch(loop: Loop, state: TrainState) -> bool:
             sums += means
             bar.set_postfix(loss=f"{means[0]:.3f}", refresh=False)
             bar.update()
+            names += batch.names
             if is_last:
+                _check_gradients(state, names)
                 state.scaler.step(state.optimizer)
                 state.scaler.update()
                 state.optimizer.zero_grad()
                 progress.step = index + 1
                 progress.loss_sum += float(sums[0])
                 progress.dice_sum += float(sums[1])
-                sums[:] = 0
+                sums[:], names = 0, ()
             if is_stopped:
                 state.optimizer.zero_grad()  # what the window has so far is computed again
                 return False
@@ -147,18 +149,37 @@ def _compare(
     """
     processes = loop.processes
     loss = output.loss.item()
-    flags = (not math.isfinite(loss), loop.bad_files.are_too_many, loop.stop.number != 0)
+    flags = (not math.isfinite(loss), len(batch.failures) > 0, loop.stop.number != 0)
     values = [loss, dice(output.logits, batch.truth).mean().item(), *map(float, flags)]
-    loss_sum, dice_sum, is_bad, has_too_many, is_stopped = processes.sum(values)
+    loss_sum, dice_sum, is_bad, has_failures, is_stopped = processes.sum(values)
+    if has_failures:
+        for failures in processes.gather(batch.failures):
+            loop.bad_files.add(failures, processes.rank == 0)
+    if loop.bad_files.are_too_many:
+        raise loop.bad_files.error()
     if is_bad:
         names = [name for names in processes.gather(batch.names) for name in names]
         raise TrainingError(
             f"the loss is not finite in epoch {state.progress.epoch}, on the cases "
             f"{', '.join(names)}"
         )
-    if has_too_many:
-        raise loop.bad_files.error()
     return (loss_sum / processes.count, dice_sum / processes.count), is_stopped > 0
+
+
+def _check_gradients(state: TrainState, names: tuple[str, ...]) -> None:
+    """Before they reach the weights, and these the last good checkpoint; a scaler skips such steps.
+
+    Raises:
+        TrainingError: They are not finite, alike in all processes.
+    """
+    if state.scaler.is_enabled():
+        return
+    gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+    if not torch.nn.utils.get_total_norm(gradients).isfinite():
+        raise TrainingError(
+            f"the gradient is not finite in epoch {state.progress.epoch}, after the cases "
+            f"{', '.join(names)}"
+        )
 
 
 def _train_step(

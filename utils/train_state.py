@@ -13,7 +13,13 @@ import torch
 from torch.optim import AdamW, Optimizer, lr_scheduler
 
 from segment_anything import Sam3D, sam_model_registry3D
-from utils.checkpoint import Checkpoint, CheckpointError, check_tensors, read_checkpoint
+from utils.checkpoint import (
+    BOX_EMBEDDINGS,
+    Checkpoint,
+    CheckpointError,
+    check_tensors,
+    read_checkpoint,
+)
 from utils.files import atomic_write
 
 LATEST, LOSS_BEST, DICE_BEST = (
@@ -29,6 +35,7 @@ class Progress:
 
     Attributes:
         epoch: Epochs done.
+        cases: Identifies the training cases, whose order an epoch follows.
         step: Batches done in the epoch begun, up to the last optimizer step.
         loss_sum: Of these batches.
         dice_sum: Of these batches.
@@ -40,6 +47,7 @@ class Progress:
     """
 
     epoch: int = 0
+    cases: str = ""
     step: int = 0
     loss_sum: float = 0.0
     dice_sum: float = 0.0
@@ -179,6 +187,11 @@ def read_state(path: Path) -> dict[str, Any]:
     needed = ("model_state_dict", "optimizer_state_dict", "lr_scheduler_state_dict", "epoch")
     if missing := [key for key in needed if key not in content]:
         raise CheckpointError(f"{path}: can't be resumed: expected {', '.join(missing)}, got none")
+    if any(name not in content["model_state_dict"] for name in BOX_EMBEDDINGS):
+        raise CheckpointError(
+            f"{path}: made before boxes (2 point embeddings), so its run can't be resumed; begin "
+            f"another one from it with --checkpoint"
+        )
     return content
 
 

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,12 @@ from utils.train_log import VALIDATION
 
 
 def validate(
-    model: Sam3D, paths: list[Path], precision: str, processes: Processes
-) -> dict[str, float]:
+    model: Sam3D,
+    paths: list[Path],
+    precision: str,
+    processes: Processes,
+    is_stopped: Callable[[], bool],
+) -> dict[str, float] | None:
     """Play the protocol with the baseline policy; the processes share the cases.
 
     Args:
@@ -26,9 +31,11 @@ def validate(
         paths: Cases with gts. One that fails is named and left out.
         precision: One of PRECISIONS.
         processes: All of which call this.
+        is_stopped: Whether to leave the rest.
 
     Returns:
-        Means over the cases of what VALIDATION names; nothing if all failed.
+        Means over the cases of what VALIDATION names, nothing if all failed; None if one of the
+        processes was stopped.
     """
 
     def predict(request: Request) -> Prediction:
@@ -37,6 +44,8 @@ def validate(
     rows = []
     model.eval()
     for path in paths[processes.rank :: processes.count]:
+        if is_stopped():
+            break
         try:
             labelled = read_labelled_case(path)
             result = collect(path.name, labelled, [r for r, _ in play(labelled, predict, math.inf)])
@@ -46,5 +55,7 @@ def validate(
         curve = result.curve("DSC")
         rows.append((curve[0 if result.has_boxes else 1], curve[-1], auc(curve)))
     model.train()
+    if processes.sum([float(is_stopped())])[0]:
+        return None
     every = [row for part in processes.gather(rows) for row in part]
     return dict(zip(VALIDATION, np.mean(every, axis=0).tolist(), strict=True)) if every else {}
