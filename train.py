@@ -131,6 +131,7 @@ def relaunch(args: argparse.Namespace) -> None:
     if count <= 1:
         return
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    command += ["--shutdown-timeout=240"]  # seconds to finish a batch and save; its own: 30
     os.execv(sys.executable, [sys.executable, *command, __file__, *sys.argv[1:]])
 
 
