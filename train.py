@@ -477,6 +477,7 @@ def main(args: argparse.Namespace) -> int:
     """Returns the exit status: 0, 1 if training failed, 2 if it can't begin, 128 + a signal."""
     if args.multi_gpu and "RANK" not in os.environ:
         relaunch(args)
+    from utils.memory import keep_freed_memory
     from utils.processes import join_processes
     from utils.train_loop import Stop, TrainingError
     from utils.train_state import LATEST
@@ -497,6 +498,8 @@ def main(args: argparse.Namespace) -> int:
             )
         with join_processes(args.device) as processes:
             is_first = processes.rank == 0
+            if processes.device.type == "cpu":
+                keep_freed_memory()
 
             def say(message: str) -> None:
                 if is_first:
