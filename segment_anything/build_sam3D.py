@@ -59,7 +59,7 @@ def build_sam3D_vit_b_ori(
 
 
 def build_sam3D_vit_s_ori(**sizes: Any) -> Sam3D:
-    """The published architecture at 4 million parameters, on 64³ ROIs: trains on a CPU."""
+    """The published architecture at 5.7 million parameters, on 64³ ROIs: trains on a CPU."""
     small: dict[str, Any] = dict(
         img_size=64,
         patch_size=8,
