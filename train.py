@@ -6,7 +6,6 @@ SIGTERM and SIGINT finish the step, save and exit; --resume goes on to the same 
 """
 
 import argparse
-import hashlib
 import json
 import os
 import signal
@@ -18,18 +17,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.options import int_from
+from utils.options import SCHEDULERS, int_from
 
 # torch is imported where it is used, so that --help and messages about options come at once.
 if TYPE_CHECKING:
-    import torch
-
     from utils.processes import Processes
     from utils.train_loop import Loop, Stop
     from utils.train_state import TrainState
 
 ROOT = Path(__file__).resolve().parent
-CLICKS = ("random",)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -91,12 +87,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     loop.add_argument("--weight_decay", type=float, default=0.1)
     loop.add_argument(
         "--lr_scheduler",
-        choices=("multisteplr", "steplr", "coswarm", "linear"),
+        choices=SCHEDULERS,
         default="multisteplr",
     )
     loop.add_argument("--step_size", type=count, nargs="+", default=[120, 180], help="epochs")
     loop.add_argument("--gamma", type=float, default=0.1, help="factor of the learning rate")
-    loop.add_argument("--click_type", choices=CLICKS, default="random", help="among the errors")
+    loop.add_argument(
+        "--click_type", choices=("random",), default="random", help="among the errors"
+    )
     loop.add_argument(
         "--multi_click", action="store_true", help="prompt with all clicks, not only the last one"
     )
@@ -135,29 +133,11 @@ def relaunch(args: argparse.Namespace) -> None:
     os.execv(sys.executable, [sys.executable, *command, __file__, *sys.argv[1:]])
 
 
-def show_gpus(ids: list[int]) -> None:
-    """Hide the other GPUs; `ids` count among those that a scheduler gave."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = given.split(",") if given else [str(i) for i in range(max(ids) + 1)]
-    if not 0 <= min(ids) <= max(ids) < len(names):
-        raise ValueError(f"--gpu_ids: expected 0 to {len(names) - 1}, got {ids}")
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[i] for i in ids)
-
-
-def precision_of(amp: str, device: "torch.device") -> str:
-    import torch
-
-    if amp != "auto":
-        return amp
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-
-
 def build_state(
     args: argparse.Namespace,
     latest: Path,
     processes: "Processes",
+    precision: str,
     say: Callable[[str], None],
 ) -> "TrainState":
     """A new run, or the one that `latest` holds.
@@ -201,8 +181,7 @@ def build_state(
     model = model.to(processes.device).train()
     optimizer = make_optimizer(model, args.lr, args.weight_decay)
     scheduler = make_scheduler(optimizer, args.lr_scheduler, args.step_size, args.gamma)
-    is_scaled = precision_of(args.amp, processes.device) == "fp16"
-    scaler = torch.amp.GradScaler(processes.device.type, enabled=is_scaled)
+    scaler = torch.amp.GradScaler(processes.device.type, enabled=precision == "fp16")
     state = TrainState(model, model_type, model_args, optimizer, scheduler, scaler)
     if content is not None:
         resume(state, content)
@@ -255,12 +234,17 @@ def about(args: argparse.Namespace, processes: "Processes") -> dict[str, Any]:
 
 
 def make_loop(
-    args: argparse.Namespace, state: "TrainState", processes: "Processes", stop: "Stop"
+    args: argparse.Namespace,
+    state: "TrainState",
+    processes: "Processes",
+    precision: str,
+    stop: "Stop",
 ) -> "Loop":
     """Find the data and wire the loop.
 
     Raises:
         TrainingError: There is nothing to train on, or too many files are bad.
+        ValueError: The data are not those of the epoch that is resumed.
     """
     from monai.losses import DiceCELoss
     from torch import nn
@@ -268,24 +252,11 @@ def make_loop(
 
     from utils.click_loop import ClickLoop
     from utils.dataset import EpochSampler, RoiDataset, find_cases, make_loader, prefetch
-    from utils.train_loop import BadFiles, Loop, TrainingError
+    from utils.train_loop import BadFiles, Loop, TrainingError, agree_on_data
 
-    folders, progress = options_of(args)["data"], state.progress
+    folders = options_of(args)["data"]
     cases, failures = find_cases(folders, args.min_voxels)
-    listed = json.dumps([(case.path.name, case.shape) for case in cases])
-    identity = hashlib.sha256(listed.encode()).hexdigest()
-    found = processes.gather((identity, progress.epoch, progress.step))
-    if len(set(found)) > 1:
-        raise TrainingError(
-            "the processes do not find the same training files and checkpoint: expected them on a "
-            "shared disk"
-        )
-    if progress.step and progress.cases != identity:
-        raise ValueError(
-            f"--resume: the checkpoint lies within an epoch of other training files than the "
-            f"{len(cases)} found"
-        )
-    progress.cases = identity
+    agree_on_data(cases, state.progress, processes)
     bad_files = BadFiles(len(cases) + len(failures), args.max_bad_share)
     bad_files.add(failures, processes.rank == 0)
     if not cases:
@@ -311,7 +282,6 @@ def make_loop(
             # Box corners, the "no mask" embedding and spare mask tokens get no gradient.
             find_unused_parameters=True,
         )
-    precision = precision_of(args.amp, device)
     return Loop(
         step,
         lambda: prefetch(loader, device),
@@ -325,149 +295,61 @@ def make_loop(
     )
 
 
-def finish_epoch(
-    args: argparse.Namespace, loop: "Loop", state: "TrainState", seconds: float, batches: int
-) -> tuple[str, ...]:
-    """Bring the records up to date; returns the checkpoints that are to be written."""
-    from utils.memory import peak_gb
-    from utils.train_state import DICE_BEST, LATEST, LOSS_BEST
-
-    progress, processes = state.progress, loop.processes
-    loss, dice = (total / len(loop.sampler) for total in (progress.loss_sum, progress.dice_sum))
-    samples = batches * args.batch_size * processes.count
-    row: dict[str, Any] = {
-        "epoch": progress.epoch,
-        "loss": loss,
-        "dice": dice,
-        "lr": state.scheduler.get_last_lr()[0],
-        "seconds": round(seconds, 1),
-        "samples_per_second": round(samples / seconds, 3),
-        "peak_gb": round(peak_gb(processes.device.type), 2),
-    }
-    progress.losses.append(loss)
-    progress.dices.append(dice)
-    state.scheduler.step()
-    progress.epoch += 1
-    progress.step, progress.loss_sum, progress.dice_sum = 0, 0.0, 0.0
-    progress.log.append(row)
-    names = [LATEST]
-    if loss < progress.best_loss:
-        progress.best_loss = loss
-        names.append(LOSS_BEST)
-    if not args.val_cases and dice > progress.best_dice:
-        progress.best_dice = dice
-        names.append(DICE_BEST)
-    return tuple(names)
-
-
-def validate_epoch(
-    args: argparse.Namespace, loop: "Loop", state: "TrainState"
-) -> tuple[str, ...] | None:
-    """Add a validation to the last row of the log, if it is due and not there.
-
-    Returns:
-        The checkpoints that are to be written; None if a signal stopped it.
-    """
-    from utils.train_log import VALIDATION
-    from utils.train_state import DICE_BEST, LATEST
-    from utils.validation import validate
-
-    progress = state.progress
-    is_due = progress.epoch % args.val_every == 0 or progress.epoch == args.num_epochs
-    if not (args.val_cases and is_due and progress.log) or VALIDATION[0] in progress.log[-1]:
-        return ()
-    means = validate(
-        state.model,
-        sorted(args.val_cases.rglob("*.npz")),
-        loop.precision,
-        loop.processes,
-        lambda: loop.stop.number != 0,
-    )
-    if means is None:
-        return None
-    progress.log[-1] |= means
-    if means.get(VALIDATION[1], 0.0) <= progress.best_dice:
-        return (LATEST,)
-    progress.best_dice = means[VALIDATION[1]]
-    return LATEST, DICE_BEST
-
-
-def save(
-    args: argparse.Namespace,
-    folder: Path,
-    state: "TrainState",
-    processes: "Processes",
-    names: tuple[str, ...],
-) -> None:
-    """Write the log and the checkpoints `names`; the first process does."""
-    from utils.files import atomic_copy
-    from utils.train_log import write_log
-    from utils.train_state import save_state
-
-    if processes.rank == 0 and names:
-        first, *others = names
-        save_state(folder / first, state, about(args, processes))
-        for name in others:
-            atomic_copy(folder / first, folder / name)
-        write_log(folder, state.progress.log)
-
-
-def tensorboard(folder: Path) -> Callable[[dict[str, Any]], None]:
-    """Writes a row of the log for TensorBoard, where that is installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return lambda row: None
-    writer = SummaryWriter(str(folder / "tensorboard"))
-
-    def write(row: dict[str, Any]) -> None:
-        for key, value in row.items():
-            if key != "epoch":
-                writer.add_scalar(key, value, row["epoch"])
-        writer.flush()
-
-    return write
-
-
 def train(
     args: argparse.Namespace,
     folder: Path,
     loop: "Loop",
     state: "TrainState",
+    options: dict[str, Any],
     say: Callable[[str], None],
 ) -> int:
     """Train to the last epoch; returns the exit status."""
+    from utils.files import atomic_copy
+    from utils.train_log import tensorboard, write_log
     from utils.train_loop import train_epoch
-    from utils.train_state import LATEST
+    from utils.train_records import finish_epoch, validate_epoch
+    from utils.train_state import LATEST, save_state
 
     progress, processes = state.progress, loop.processes
-    write_row = tensorboard(folder) if processes.rank == 0 else lambda row: None
+    is_first = processes.rank == 0
+    write_row = tensorboard(folder) if is_first else lambda row: None
+
+    def save(names: tuple[str, ...]) -> None:
+        if is_first and names:
+            save_state(folder / LATEST, state, options)
+            for name in names[1:]:
+                atomic_copy(folder / LATEST, folder / name)
+            write_log(folder, progress.log)
+
     effective = args.batch_size * processes.count * args.accumulation_steps
     say(
-        f"{len(loop.sampler)} batches of {args.batch_size} x {processes.count} an epoch, "
-        f"{effective} samples per optimizer step, {loop.precision} on {processes.device}; "
-        f"epochs {progress.epoch}..{args.num_epochs - 1}"
+        f"{loop.sampler.n} cases, {len(loop.sampler)} batches of {args.batch_size} x "
+        f"{processes.count} an epoch, {effective} samples per optimizer step, "
+        f"{loop.precision} on {processes.device}; epochs {progress.epoch}..{args.num_epochs - 1}"
     )
-    shown = progress.log[-1:]
+    is_new = False  # the last row of the log
     while True:
-        names = validate_epoch(args, loop, state)  # of the epoch before, saved by now
+        names: tuple[str, ...] | None = ()
+        is_due = progress.epoch % args.val_every == 0 or progress.epoch == args.num_epochs
+        if args.val_cases and is_due and progress.step == 0:
+            # Here, and not after the epoch, so that one that was stopped is made up for.
+            names = validate_epoch(state, loop, args.val_cases)
         if names is None:
             break
-        save(args, folder, state, processes, names)
-        for row in progress.log[-1:]:
-            if row not in shown:
-                write_row(row)
-                say(", ".join(f"{key} {value:.6g}" for key, value in row.items()))
-        shown = progress.log[-1:]
+        save(names)
+        if is_new or names:
+            row = progress.log[-1]
+            write_row(row)
+            say(", ".join(f"{key} {value:.6g}" for key, value in row.items()))
         if progress.epoch >= args.num_epochs:
             return 0
         start, first = time.perf_counter(), progress.step
         if not train_epoch(loop, state):
-            save(args, folder, state, processes, (LATEST,))
+            save((LATEST,))
             break
         seconds, batches = time.perf_counter() - start, len(loop.sampler) - first
-        names = finish_epoch(args, loop, state, seconds, batches)
-        save(args, folder, state, processes, names)
+        save(finish_epoch(state, loop, seconds, batches, args.val_cases is not None))
+        is_new = True
     processes.sum([0.0])  # all leave together: torchrun ends the others when one has left
     say(f"stopped in epoch {progress.epoch}, batch {progress.step}; --resume goes on")
     return 128 + (loop.stop.number or signal.SIGTERM)
@@ -477,6 +359,7 @@ def main(args: argparse.Namespace) -> int:
     """Returns the exit status: 0, 1 if training failed, 2 if it can't begin, 128 + a signal."""
     if args.multi_gpu and "RANK" not in os.environ:
         relaunch(args)
+    from utils.device import choose_precision, show_gpus
     from utils.memory import keep_freed_memory
     from utils.processes import join_processes
     from utils.train_loop import Stop, TrainingError
@@ -497,21 +380,21 @@ def main(args: argparse.Namespace) -> int:
                 f"{folder} holds a run: go on with --resume, or give another --task_name"
             )
         with join_processes(args.device) as processes:
-            is_first = processes.rank == 0
             if processes.device.type == "cpu":
                 keep_freed_memory()
 
             def say(message: str) -> None:
-                if is_first:
+                if processes.rank == 0:
                     print(message, flush=True)
 
             folder.mkdir(parents=True, exist_ok=True)
-            state = build_state(args, latest, processes, say)
-            loop = make_loop(args, state, processes, stop)
-            if is_first:
-                options = json.dumps(about(args, processes), indent=2)
-                (folder / "options.json").write_text(options + "\n")
-            return train(args, folder, loop, state, say)
+            precision = choose_precision(args.amp, processes.device)
+            state = build_state(args, latest, processes, precision, say)
+            loop = make_loop(args, state, processes, precision, stop)
+            options = about(args, processes)
+            if processes.rank == 0:
+                (folder / "options.json").write_text(json.dumps(options, indent=2) + "\n")
+            return train(args, folder, loop, state, options, say)
     except TrainingError as error:
         print(f"{args.task_name}: {error}", file=sys.stderr)
         return 1

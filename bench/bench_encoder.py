@@ -13,8 +13,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -25,12 +29,13 @@ ROWS = {
 }
 
 
-def get_args_parser() -> argparse.ArgumentParser:
+def get_args_parser(description: str | None = __doc__) -> argparse.ArgumentParser:
+    """Of a benchmark whose rows are processes of their own."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--repeats", type=int, default=5, help="timed passes after two to warm up")
+    parser.add_argument("--repeats", type=int, default=5, help="timed, of which the median counts")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # JSON of one row, in the child process
     return parser
 
@@ -73,6 +78,18 @@ def measure(network: str, device: str, batch: int, precision: str, repeats: int,
     encoder = build_seeded(network).image_encoder.to(device)
     x = torch.randn(batch, 1, 128, 128, 128, generator=torch.Generator().manual_seed(1)).to(device)
     dtype = {"fp32": None, "bf16": torch.bfloat16}[precision]
+    with torch.inference_mode(), torch.autocast(device, dtype, enabled=dtype is not None):
+        seconds, memory, embedding = time_and_memory(lambda: encoder(x), device, 2, repeats)
+    torch.save(embedding.float().cpu(), out)
+    return {"seconds": seconds, "memory": memory}
+
+
+def time_and_memory(
+    work: Callable[[], T], device: str, warm_up: int, repeats: int
+) -> tuple[float, float, T]:
+    """Median seconds, GB at the peak beyond those before, and what `work` returned last."""
+    import torch
+
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() / 2**30
@@ -80,27 +97,24 @@ def measure(network: str, device: str, batch: int, precision: str, repeats: int,
         Path("/proc/self/clear_refs").write_text("5")  # restarts the peak
         before = resident("VmRSS")
     seconds = []
-    with torch.inference_mode(), torch.autocast(device, dtype, enabled=dtype is not None):
-        for _ in range(repeats + 2):
-            if device == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            embedding = encoder(x)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
+    for _ in range(warm_up + repeats):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        result = work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
     after = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else resident("VmHWM")
-    torch.save(embedding.float().cpu(), out)
-    return {"seconds": median(seconds[2:]), "memory": after - before}
+    return median(seconds[warm_up:]), after - before, result
 
 
-def run_child(folder: Path, network: str, batch: int, precision: str, args) -> dict:
-    row = dict(network=network, device=args.device, batch=batch, precision=precision)
-    row |= dict(repeats=args.repeats, out=str(folder / f"{network}.pt"))
-    command = [sys.executable, __file__, "--one", json.dumps(row)]
+def run_row(script: str, **row) -> dict:
+    """What a benchmark prints for one row, in a process of its own."""
+    command = [sys.executable, script, "--one", json.dumps(row)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
-        raise RuntimeError(f"{network}, batch {batch}, {precision}: {result.stderr[-2000:]}")
+        raise RuntimeError(f"{row}: {result.stderr[-2000:]}")
     return json.loads(result.stdout.splitlines()[-1])
 
 
@@ -124,8 +138,11 @@ def main(args: argparse.Namespace) -> None:
     for batch, precision in ROWS[args.device]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            theirs = run_child(folder, "medim", batch, precision, args)
-            ours = run_child(folder, "ours", batch, precision, args)
+            row = dict(device=args.device, batch=batch, precision=precision, repeats=args.repeats)
+            theirs, ours = (
+                run_row(__file__, network=network, out=str(folder / f"{network}.pt"), **row)
+                for network in ("medim", "ours")
+            )
             a, b = (torch.load(folder / f"{network}.pt") for network in ("medim", "ours"))
         print(
             f"| {batch} | {precision} | {theirs['seconds']:.3f} s | {ours['seconds']:.3f} s "

@@ -9,7 +9,6 @@ time is not counted. The official evaluator takes 29 s for such a case on 2 core
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,9 +20,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "bench")]
 
-from data.make_sample_cases import box_of  # noqa: E402
 from stand_in import stand_in  # noqa: E402
 from utils.case import LabelledCase, read_labelled_case  # noqa: E402
+from utils.convert import box_of  # noqa: E402
+from utils.memory import peak_gb  # noqa: E402
 from utils.protocol import Prediction, Request, Round, play  # noqa: E402
 from utils.report.folder import Folder  # noqa: E402
 from utils.report.page import write_report  # noqa: E402
@@ -82,10 +82,6 @@ def predict(request: Request) -> Prediction:
     start = time.perf_counter()
     newest = list(request.rounds[-1]) if request.rounds else []
     return Prediction(stand_in(request.case, newest), time.perf_counter() - start)
-
-
-def peak_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def main(args: argparse.Namespace) -> None:

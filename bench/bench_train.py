@@ -13,13 +13,11 @@ scipy.ndimage.zoom as the original calls it. Both on one core. Volumes are synth
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
@@ -27,7 +25,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "bench"))
 
-from bench_encoder import build_seeded, device_name, resident  # noqa: E402
+from bench_encoder import (  # noqa: E402
+    build_seeded,
+    device_name,
+    get_args_parser,
+    run_row,
+    time_and_memory,
+)
 
 NETWORKS = {
     "medim": "medim's network",
@@ -38,16 +42,6 @@ NETWORKS = {
 STEPS = {"cpu": [(1, "fp32")], "cuda": [(2, "bf16"), (6, "bf16")]}  # batch size, precision
 SHAPE, SPACING = (240, 320, 320), (2.0, 0.8, 0.8)  # raw cases: voxels and mm in (z, y, x)
 SIZE = 128
-
-
-def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--repeats", type=int, default=3, help="timed, of which the median counts")
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # JSON of one row, in the child process
-    return parser
 
 
 def build(network: str):
@@ -86,43 +80,22 @@ def measure_step(network: str, device: str, batch: int, precision: str, repeats:
     truth = torch.zeros(image.shape, dtype=torch.bool, device=device)
     truth[..., 40:90, 30:100, 50:80] = True
     draws = torch.rand(batch, ROUNDS, generator=generator).to(device)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() / 2**30
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # restarts the peak
-        before = resident("VmRSS")
     is_cast = precision != "fp32"
-    seconds = []
-    for _ in range(repeats + 1):
+
+    def step() -> None:
         loop.zero_grad()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
         with torch.autocast(device, PRECISIONS[precision], enabled=is_cast):
             output = loop(image, truth, draws, without_point=4)
         output.loss.backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    after = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else resident("VmHWM")
+
+    seconds, memory, _ = time_and_memory(step, device, 1, repeats)
     points = torch.randint(SIZE, (ROUNDS, batch, 1, 3), generator=generator)
     labels = torch.randint(2, (ROUNDS, batch, 1), generator=generator)
     # Those made by the loop may differ: a logit near 0 moves all ranks behind it.
     clicks = Clicks(points.to(device), labels.to(device))
     with torch.no_grad(), torch.autocast(device, PRECISIONS[precision], enabled=is_cast):
         losses = loop(image, truth, draws, 4, clicks).round_losses.tolist()
-    return {"seconds": median(seconds[1:]), "memory": after - before, "losses": losses}
-
-
-def run_step(network: str, batch: int, precision: str, args: argparse.Namespace) -> dict:
-    row = dict(network=network, batch=batch, precision=precision)
-    row |= dict(device=args.device, repeats=args.repeats)
-    command = [sys.executable, __file__, "--one", json.dumps(row)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise RuntimeError(f"{network}, batch {batch}, {precision}: {result.stderr[-2000:]}")
-    return json.loads(result.stdout.splitlines()[-1])
+    return {"seconds": seconds, "memory": memory, "losses": losses}
 
 
 def compare_steps(args: argparse.Namespace) -> dict[int, float]:
@@ -131,7 +104,8 @@ def compare_steps(args: argparse.Namespace) -> dict[int, float]:
     print("|---|---|---|---|---|---|---|---|")
     found = {}
     for batch, precision in STEPS[args.device]:
-        rows = {network: run_step(network, batch, precision, args) for network in NETWORKS}
+        row = dict(device=args.device, batch=batch, precision=precision, repeats=args.repeats)
+        rows = {network: run_row(__file__, network=network, **row) for network in NETWORKS}
         reference = rows["medim"]
         for network, row in rows.items():
             pairs = zip(row["losses"], reference["losses"], strict=True)
@@ -282,7 +256,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    args = get_args_parser().parse_args()
+    args = get_args_parser(__doc__).parse_args()
     if args.one:
         print(json.dumps(measure_step(**json.loads(args.one))))
     else:

@@ -12,6 +12,7 @@ from test_train import write_cases
 from train import get_args_parser, make_loop
 from utils import train_loop
 from utils.case import Case, LabelledCase
+from utils.device import choose_precision
 from utils.policy import predict_case
 from utils.prepared import map_volumes
 from utils.processes import Processes
@@ -42,7 +43,8 @@ def begin(data: Path, *options: str, sizes=TINY, lr: float = 3e-3) -> tuple[Loop
     scheduler = make_scheduler(optimizer, "multisteplr", [10**6], 0.1)
     scaler = torch.amp.GradScaler("cpu", enabled=args.amp == "fp16")
     state = TrainState(model, "vit_b_ori", dict(sizes), optimizer, scheduler, scaler)
-    return make_loop(args, state, CPU, Stop()), state
+    precision = choose_precision(args.amp, CPU.device)
+    return make_loop(args, state, CPU, precision, Stop()), state
 
 
 def record_gradients(state: TrainState) -> list[torch.Tensor]:

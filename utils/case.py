@@ -225,8 +225,7 @@ def _parse_truth(archive: zipfile.ZipFile) -> tuple[np.ndarray, tuple[int, ...]]
     if values[-1] == len(values):
         seg = truth.astype(np.uint8, copy=False)
     else:
-        planes = [np.searchsorted(values, plane, "right").astype(np.uint8) for plane in truth]
-        seg = np.stack(planes)
+        seg = number_labels(truth, values)
     return seg, tuple(int(value) for value in values)
 
 
@@ -251,6 +250,12 @@ def label_values(seg: np.ndarray) -> np.ndarray:
     """The labels above 0 in a (D, H, W) volume, ascending."""
     values = np.unique(np.concatenate([np.unique(plane) for plane in seg]))
     return values[values > 0]
+
+
+def number_labels(seg: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Labels 1, 2, ... for those of `label_values`, in the smallest type that holds them."""
+    dtype = np.min_scalar_type(len(values))
+    return np.stack([np.searchsorted(values, plane, "right").astype(dtype) for plane in seg])
 
 
 def _parse_case(name: str, archive: zipfile.ZipFile) -> Case:

@@ -58,7 +58,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: The file can't be read, holds code, or holds no weights.
         OSError: It can't be opened.
     """
-    content, metadata = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+    if _is_safetensors(path):
+        content, metadata = _read_safetensors(path)
+    else:
+        content = metadata = read_plain(path, mmap=zipfile.is_zipfile(path))
     weights = content
     for key in ("model_state_dict", "state_dict"):
         if isinstance(content.get(key), Mapping):
@@ -97,13 +100,17 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise CheckpointError(f"{path.name}: not a safetensors file: {error}") from error
 
 
-def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tensors and plain values; training also stores its options, an argparse.Namespace."""
+def read_plain(path: Path, mmap: bool) -> dict[str, Any]:
+    """What torch saved, tensors on the CPU and plain values; the original also stored its options,
+    an argparse.Namespace.
+
+    Raises:
+        CheckpointError: It can't be read, holds code, or is not a dict.
+        OSError: It can't be opened.
+    """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path.name}: refused, since it holds more than tensors and plain values and reading "
@@ -113,7 +120,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise CheckpointError(f"{path.name}: not a PyTorch checkpoint: {error}") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path.name}: expected a dict, got {type(content).__name__}")
-    return dict(content), dict(content)
+    return dict(content)
 
 
 def _add_box_embeddings(checkpoint: Checkpoint) -> None:

@@ -59,13 +59,7 @@ def read_array(archive: zipfile.ZipFile, key: str) -> np.ndarray | None:
     if f"{key}.npy" not in archive.namelist():
         return None
     with archive.open(f"{key}.npy") as file:
-        shape, is_fortran, dtype, size = _read_header(archive, key, file)
-        if dtype.kind not in "buif":
-            raise CaseError(f"{key}: expected numbers, got dtype {dtype}")
-        if size > MAX_VOLUME_BYTES:
-            raise CaseError(f"{key}: expected at most {MAX_VOLUME_BYTES} bytes, got {size}")
-        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
-            raise CaseError(f"{key}: expected {shape} of {dtype}, got {size} bytes")
+        shape, is_fortran, dtype, size = _read_form(archive, key, file)
         values = np.empty(shape[::-1] if is_fortran else shape, dtype)
         buffer = values.reshape(-1).view(np.uint8).data
         done = 0
@@ -82,9 +76,7 @@ def read_form(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], np.d
     if f"{key}.npy" not in archive.namelist():
         raise CaseError(f"expected {key}, got none")
     with archive.open(f"{key}.npy") as file:
-        shape, _, dtype, size = _read_header(archive, key, file)
-    if min(shape, default=0) < 1 or math.prod(shape) * dtype.itemsize != size:
-        raise CaseError(f"{key}: expected {shape} of {dtype}, got {size} bytes")
+        shape, _, dtype, _ = _read_form(archive, key, file)
     return shape, dtype
 
 
@@ -100,12 +92,10 @@ def map_array(path: Path, archive: zipfile.ZipFile, key: str) -> np.ndarray:
     if info.compress_type != zipfile.ZIP_STORED:
         raise CaseError(f"{key}: expected it stored, to be mapped, got method {info.compress_type}")
     with archive.open(info) as file:
-        shape, is_fortran, dtype, size = _read_header(archive, key, file)
+        shape, is_fortran, dtype, _ = _read_form(archive, key, file)
         header_bytes = file.tell()
-    if dtype.kind not in "buif" or min(shape, default=0) < 1 or is_fortran:
-        raise CaseError(f"{key}: expected numbers in C order, got {dtype} of shape {shape}")
-    if math.prod(shape) * dtype.itemsize != size:
-        raise CaseError(f"{key}: expected {shape} of {dtype}, got {size} bytes")
+    if is_fortran or 0 in shape:
+        raise CaseError(f"{key}: expected values in C order, got {dtype} of shape {shape}")
     with open(path, "rb") as raw:
         raw.seek(info.header_offset + 26)  # of a zip's local header: two lengths, then two fields
         name_bytes, extra_bytes = struct.unpack("<HH", raw.read(4))
@@ -141,6 +131,18 @@ def read_objects(archive: zipfile.ZipFile, key: str) -> list | None:
     if not isinstance(values, list) or len(values) != shape[0]:
         raise CaseError(f"{key}: expected {shape[0]} entries, got another value")
     return values
+
+
+def _read_form(archive: zipfile.ZipFile, key: str, file: Any) -> tuple[Any, bool, np.dtype, int]:
+    """As `_read_header`, of an array of numbers as large as its header tells, and not too large."""
+    shape, is_fortran, dtype, size = _read_header(archive, key, file)
+    if dtype.kind not in "buif":
+        raise CaseError(f"{key}: expected numbers, got dtype {dtype}")
+    if size > MAX_VOLUME_BYTES:
+        raise CaseError(f"{key}: expected at most {MAX_VOLUME_BYTES} bytes, got {size}")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
+        raise CaseError(f"{key}: expected {shape} of {dtype}, got {size} bytes")
+    return shape, is_fortran, dtype, size
 
 
 def _read_header(archive: zipfile.ZipFile, key: str, file: Any) -> tuple[Any, bool, np.dtype, int]:

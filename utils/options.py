@@ -1,7 +1,6 @@
 """The options that choose a network and how it is run, shared by the scripts, and loading it."""
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from utils.published import find_checkpoint
 if TYPE_CHECKING:
     from segment_anything import Sam3D
 
+SCHEDULERS = ("multisteplr", "steplr", "coswarm", "linear")
 CKPT_DIR = Path(__file__).resolve().parents[1] / "ckpt"
 NO_CHECKPOINT = """\
 no checkpoint: give one with --checkpoint FILE, or fetch a published one (402 MB) with
@@ -84,13 +84,13 @@ def load_model(args: argparse.Namespace) -> tuple["Sam3D", str]:
         FileNotFoundError: There is no checkpoint.
         ValueError: The checkpoint or the device can't be used.
     """
-    import torch
-
     from utils.checkpoint import CheckpointError, build_model, read_checkpoint
+    from utils.device import choose_device
     from utils.policy import POLICIES
 
     path = checkpoint_path(args)
     checkpoint = read_checkpoint(path)
+    device = choose_device(args.device)
     policy = checkpoint.policy if args.policy == "auto" else args.policy
     if policy not in POLICIES:
         raise CheckpointError(f"{path.name}: expected a policy of {POLICIES}, got {policy!r}")
@@ -100,15 +100,7 @@ def load_model(args: argparse.Namespace) -> tuple["Sam3D", str]:
         model = build_medim_model(checkpoint)
     else:
         model = build_model(checkpoint)
-    device = args.device
-    if device == "auto":
-        device = "cpu"
-        if torch.cuda.is_available():  # with several processes a GPU for each
-            device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
-    try:
-        model = model.to(device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA: AssertionError
-        raise ValueError(f"--device {device} can't be used: {error}") from error
+    model = model.to(device)
     print(f"{path.name}: {args.backend} network, {policy} policy, {args.precision} on {device}")
     for notice in checkpoint.notices:
         print(f"{path.name}: {notice}")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.case import label_values
+from utils.case import label_values, number_labels
 from utils.files import atomic_write
 from utils.npz import CaseError, map_array, read_array, read_npz
 
@@ -139,7 +139,7 @@ def _boxes_and_counts(gts: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, 
     """(n, 3, 2) half-open boxes and (n,) voxels of the labels `values`, all of which occur."""
     from scipy import ndimage
 
-    index = np.stack([np.searchsorted(values, plane, "right") for plane in gts])
+    index = number_labels(gts, values)
     regions = ndimage.find_objects(index, max_label=len(values))
     boxes = [[(part.start, part.stop) for part in region] for region in regions]
     counts = [np.bincount(plane.ravel(), minlength=len(values) + 1) for plane in index]

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from utils.device import choose_device
+
 # One of them may validate or write a checkpoint for long, while the others wait.
 TIMEOUT = timedelta(hours=2)
 
@@ -55,18 +57,13 @@ def join_processes(device: str) -> Iterator[Processes]:
     Raises:
         ValueError: The device can't be used.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if device == "cuda":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    elif device.startswith("cuda") and count > 1:
+    if device.startswith("cuda:") and count > 1:
         raise ValueError(f"--device {device}: expected cuda, as each of {count} takes a GPU")
-    try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA: AssertionError
-        raise ValueError(f"--device {device} can't be used: {error}") from error
+    chosen = choose_device(device)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if chosen.type == "cuda" and here > torch.cuda.device_count():
+        raise ValueError(f"expected {here} GPUs, one a process, got {torch.cuda.device_count()}")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if "RANK" in os.environ:

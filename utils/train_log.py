@@ -1,8 +1,8 @@
-"""What a training run leaves to look at: log.csv, Loss.png, Dice.png."""
+"""What a training run leaves to look at: log.csv, Loss.png, Dice.png, rows for TensorBoard."""
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +57,20 @@ def _plot(path: Path, title: str, rows: Sequence[dict[str, Any]], lines: dict[st
         axes.legend(frameon=False, loc="lower right")
     with atomic_write(path) as file:
         figure.savefig(file, dpi=120, format="png")
+
+
+def tensorboard(folder: Path) -> Callable[[dict[str, Any]], None]:
+    """Writes a row of the log for TensorBoard, where that is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return lambda row: None
+    writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(row: dict[str, Any]) -> None:
+        for key, value in row.items():
+            if key != "epoch":
+                writer.add_scalar(key, value, row["epoch"])
+        writer.flush()
+
+    return write

@@ -1,8 +1,10 @@
 """An epoch of training: accumulation, gradients averaged over processes, and when to stop."""
 
+import hashlib
+import json
 import math
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +18,9 @@ from tqdm import tqdm
 from utils.click_loop import LoopOutput, dice
 from utils.dataset import Batch, EpochSampler, round_without_point
 from utils.policy import PRECISIONS
+from utils.prepared import PreparedCase
 from utils.processes import Processes
-from utils.train_state import TrainState
+from utils.train_state import Progress, TrainState
 
 
 class TrainingError(RuntimeError):
@@ -63,6 +66,28 @@ class BadFiles:
             f"{len(self.messages)} of {self.total} training files can't be used, more than a share "
             f"of {self.max_share:g}"
         )
+
+
+def agree_on_data(cases: Sequence[PreparedCase], progress: Progress, processes: Processes) -> None:
+    """Make sure that all processes, and the epoch that is resumed, are of the same cases.
+
+    Raises:
+        TrainingError: The processes differ.
+        ValueError: The epoch was begun with others.
+    """
+    listed = json.dumps([(case.path.name, case.shape) for case in cases])
+    identity = hashlib.sha256(listed.encode()).hexdigest()
+    if len(set(processes.gather((identity, progress.epoch, progress.step)))) > 1:
+        raise TrainingError(
+            "the processes do not find the same training files and checkpoint: expected them on a "
+            "shared disk"
+        )
+    if progress.step and progress.cases != identity:
+        raise ValueError(
+            f"--resume: the checkpoint lies within an epoch of other training files than the "
+            f"{len(cases)} found"
+        )
+    progress.cases = identity
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """What a training run is made of beside its data, and how it is saved and taken up again."""
 
-import argparse
-import pickle
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -19,14 +17,15 @@ from utils.checkpoint import (
     CheckpointError,
     check_tensors,
     read_checkpoint,
+    read_plain,
 )
 from utils.files import atomic_write
+from utils.options import SCHEDULERS
 
 LATEST, LOSS_BEST, DICE_BEST = (
     f"sam_model_{which}.pth" for which in ("latest", "loss_best", "dice_best")
 )
 PROMPT_AND_DECODER_LR = 0.1  # of the image encoder's, as published
-SCHEDULERS = ("multisteplr", "steplr", "coswarm", "linear")
 
 
 @dataclass
@@ -179,11 +178,7 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: It is not a whole checkpoint of a training run, or holds code.
     """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
-        raise CheckpointError(f"{path}: can't be resumed: {error}") from error
+    content = read_plain(path, mmap=False)  # its tensors are trained on
     needed = ("model_state_dict", "optimizer_state_dict", "lr_scheduler_state_dict", "epoch")
     if missing := [key for key in needed if key not in content]:
         raise CheckpointError(f"{path}: can't be resumed: expected {', '.join(missing)}, got none")
