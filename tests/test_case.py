@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from conftest import SHAPE, as_objects, case_arrays, inclusive_box
+from segment_anything.prompts import Box, Click
 from utils import case as case_module
 from utils import npz, safe_pickle
 from utils.case import read_case, read_labelled_case, read_segs, write_case
 from utils.npz import CaseError, fingerprint
-from utils.prompts import Box, Click
 
 BOXES = case_arrays()["boxes"]
 

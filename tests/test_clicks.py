@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from seeded import DATA
+from segment_anything.prompts import Click
 from utils import clicks, safe_pickle
 from utils.clicks import largest_error_click
 from utils.metrics import NSD_MIN_DSC, auc, dsc, nsd
-from utils.prompts import Click
 
 CASES = ["eval_boxes", "eval_iso", "eval_no_boxes"]
 

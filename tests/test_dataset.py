@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchio as tio
 
+from segment_anything.roi import normalise
 from utils.dataset import (
     EpochSampler,
     RoiDataset,
@@ -17,7 +18,6 @@ from utils.dataset import (
 )
 from utils.npz import CaseError
 from utils.prepared import write_prepared
-from utils.roi import normalise
 
 SHAPE = (20, 33, 41)
 SIZE = 24

@@ -8,11 +8,11 @@ import torch
 
 from conftest import SHAPE, SPACING
 from seeded import DATA, published_weights
+from segment_anything.prompts import Box, Click, Prompts
+from segment_anything.roi import crop_roi, normalise
 from utils.case import Case, read_case
 from utils.checkpoint import Checkpoint, build_model
 from utils.policy import baseline_prompt, baseline_queries, predict_case, predict_rois
-from utils.prompts import Box, Click, Prompts
-from utils.roi import crop_roi, normalise
 
 GOLDEN = sorted(p.stem for p in (DATA / "infer").glob("*.npz") if ".expected" not in p.name)
 

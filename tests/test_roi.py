@@ -6,7 +6,7 @@ import SimpleITK as sitk
 import torch
 
 from conftest import SHAPE
-from utils.roi import (
+from segment_anything.roi import (
     Roi,
     crop_roi,
     crop_roi_nearest,

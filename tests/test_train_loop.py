@@ -8,6 +8,7 @@ import torch
 
 from conftest import TINY
 from segment_anything import sam_model_registry3D
+from segment_anything.prompts import Box, Prompts
 from test_train import write_cases
 from train import get_args_parser, make_loop
 from utils import train_loop
@@ -16,7 +17,6 @@ from utils.device import choose_precision
 from utils.policy import predict_case
 from utils.prepared import map_volumes
 from utils.processes import Processes
-from utils.prompts import Box, Prompts
 from utils.protocol import play, predict_with
 from utils.train_loop import BadFiles, Loop, Stop, TrainingError, train_epoch
 from utils.train_state import (

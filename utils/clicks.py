@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from utils.prompts import Click, Region
+from segment_anything.prompts import Click, Region
 
 # The official evaluator's own constants (CVPR25_iter_eval.py, 2025-06-03).
 CLICK_SEED = 42  # of the choice among the voxels farthest inside

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from segment_anything.modeling.sam3D import MASK_THRESHOLD, Sam3D
-from utils.case import Case
-from utils.prompts import Index3, Prompts
-from utils.roi import (
+from segment_anything.prompts import Index3, Prompts
+from segment_anything.roi import (
     Roi,
     crop_roi,
     crop_roi_nearest,
@@ -20,6 +19,7 @@ from utils.roi import (
     resampled_range,
     roi_around,
 )
+from utils.case import Case
 
 TARGET_SPACING = 1.5  # mm; the resolution of the published training data
 PROMPT_RADIUS = 10  # original voxels round a prompt that count as the prompt, as published

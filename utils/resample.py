@@ -1,7 +1,7 @@
 """Whole volumes on the grid of `scipy.ndimage.zoom`: its first and last voxels are the old ones.
 
 The published training data were made so. Inference resamples only what it looks at, on the grid of
-`utils.roi`.
+`segment_anything.roi`.
 """
 
 from functools import lru_cache
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.prompts import Index3
+from segment_anything.prompts import Index3
 
 
 def zoomed_shape(shape: Index3, spacing: tuple[float, float, float], target: float) -> Index3:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.prompts import Index3
+from segment_anything.prompts import Index3
 
 
 @dataclass(frozen=True)
