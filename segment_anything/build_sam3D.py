@@ -3,6 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+from segment_anything.modeling.hybrid3D import (
+    DensePromptEncoder3D,
+    HybridImageEncoder3D,
+    HybridMaskDecoder3D,
+)
 from segment_anything.modeling.image_encoder3D import ImageEncoderViT3D
 from segment_anything.modeling.mask_decoder3D import MaskDecoder3D
 from segment_anything.modeling.prompt_encoder3D import PromptEncoder3D
@@ -73,8 +78,34 @@ def build_sam3D_vit_s_ori(**sizes: Any) -> Sam3D:
     return build_sam3D_vit_b_ori(**small | sizes)
 
 
+def build_sam3D_hybrid_s(
+    img_size: int = 64,
+    dims: tuple[int, int, int] = (32, 96, 192),
+    encoder_depth: int = 4,
+    decoder_depth: int = 2,
+    num_heads: int = 6,
+) -> Sam3D:
+    """A network of 4 million parameters with dense prompts, for CPUs.
+
+    Raises:
+        ValueError: The sizes do not fit together.
+    """
+    if img_size % 8 or dims[-1] % num_heads:
+        raise ValueError(
+            f"sizes must satisfy: img_size {img_size} is a multiple of 8, num_heads {num_heads} "
+            f"divides {dims[-1]}"
+        )
+    channels = (dims[0], dims[1], dims[2])
+    return Sam3D(
+        HybridImageEncoder3D(img_size, channels, encoder_depth, num_heads),
+        DensePromptEncoder3D(dims[-1], img_size, grid=img_size // 8),
+        HybridMaskDecoder3D(channels, decoder_depth, num_heads),
+    )
+
+
 sam_model_registry3D: dict[str, Callable[..., Sam3D]] = {
     "default": build_sam3D_vit_b_ori,
     "vit_b_ori": build_sam3D_vit_b_ori,
     "vit_s_ori": build_sam3D_vit_s_ori,
+    "hybrid_s": build_sam3D_hybrid_s,
 }

@@ -25,6 +25,7 @@ TINY = dict(
     decoder_num_heads=2,
     decoder_mlp_dim=32,
 )
+TINY_HYBRID = dict(img_size=32, dims=(8, 12, 16), encoder_depth=1, decoder_depth=1, num_heads=2)
 SHAPE = (10, 14, 18)  # (z, y, x)
 SPACING = (3.0, 1.0, 0.5)  # mm, (z, y, x)
 
@@ -40,6 +41,12 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model() -> Sam3D:
     return randomise(sam_model_registry3D["vit_b_ori"](**TINY))
+
+
+@pytest.fixture(scope="session")
+def tiny_hybrid() -> Sam3D:
+    """Random weights, whose masks follow image and prompts."""
+    return randomise(sam_model_registry3D["hybrid_s"](**TINY_HYBRID))
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,12 @@ class PositionEmbeddingRandom3D(nn.Module):
         return self.encode(torch.stack([h, d, w], dim=-1)).movedim(-1, 0)
 
 
+def box_corners(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, 6) boxes as points: (B, 2, 3) and their labels 2 and 3, (B, 2)."""
+    corners = boxes.reshape(-1, 2, 3)
+    return corners, torch.tensor([2, 3], device=boxes.device).expand(len(corners), -1)
+
+
 class PromptEncoder3D(nn.Module):
     """Encodes prompts, all in voxels of the ROI.
 
@@ -85,18 +91,12 @@ class PromptEncoder3D(nn.Module):
         return self.pe_layer.encode((points + 0.5) / self.img_size)
 
     def embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
-        """(B, N, 3) and (B, N) with 1 foreground, 0 background, -1 padding -> (B, N, embed_dim)."""
-        background, foreground = (self.kind(i) for i in (0, 1))
+        """(B, N, 3) and (B, N), labels as in `forward` -> (B, N, embed_dim)."""
         position = self.embed_positions(points)
-        label = labels[..., None]
+        kinds = torch.cat([self.kind(i) for i in range(4)])
         padding = self.not_a_point_embed.weight.expand_as(position)
-        kind = torch.where(label == 1, foreground, background)
-        return torch.where(label == -1, padding, position + kind)
-
-    def embed_boxes(self, boxes: Tensor) -> Tensor:
-        """(B, 6) lower then upper corner, voxel indices (z, y, x) -> (B, 2, embed_dim)."""
-        corners = torch.cat([self.kind(i) for i in (2, 3)])
-        return self.embed_positions(boxes.reshape(-1, 2, 3)) + corners
+        is_padding = labels[..., None] == -1
+        return torch.where(is_padding, padding, position + kinds[labels.clamp(min=0)])
 
     def forward(
         self,
@@ -108,7 +108,8 @@ class PromptEncoder3D(nn.Module):
 
         Args:
             points: Voxel indices (B, N, 3) in (z, y, x) and labels (B, N): 1 foreground,
-                0 background, -1 padding.
+                0 background, -1 padding; 2 and 3 are the lower and upper corner of a box, for
+                batches in which not all have one.
             boxes: (B, 6), corners (z, y, x, z, y, x).
             masks: (B, 1, M, M, M) with M = 4 * `grid`: the logits of an earlier prediction, or
                 a 0/1 mask.
@@ -125,7 +126,7 @@ class PromptEncoder3D(nn.Module):
                 labels = torch.cat([labels, labels.new_full((len(labels), 1), -1)], dim=1)
             sparse.append(self.embed_points(coords, labels))
         if boxes is not None:
-            sparse.append(self.embed_boxes(boxes))
+            sparse.append(self.embed_points(*box_corners(boxes)))
 
         batch = len(sparse[0]) if sparse else len(masks) if masks is not None else 1
         weight = self.no_mask_embed.weight

@@ -1,5 +1,6 @@
 """The whole network: image encoder, prompt encoder, mask decoder."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -7,11 +8,33 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from segment_anything.modeling.hybrid3D import (
+    DensePromptEncoder3D,
+    HybridImageEncoder3D,
+    HybridMaskDecoder3D,
+)
 from segment_anything.modeling.image_encoder3D import ImageEncoderViT3D
 from segment_anything.modeling.mask_decoder3D import MaskDecoder3D
 from segment_anything.modeling.prompt_encoder3D import PromptEncoder3D
 
 MASK_THRESHOLD = 0.0  # logits above it are foreground; sigmoid(0) = 0.5
+
+# Of a batch of ROIs; what it looks like is between image encoder and mask decoder.
+Embedding = Tensor | tuple[Tensor, ...]
+
+
+def split_embedding(embedding: Embedding) -> list[Embedding]:
+    """An embedding of B ROIs -> B of one."""
+    if isinstance(embedding, Tensor):
+        return list(embedding.split(1))
+    return list(zip(*(level.split(1) for level in embedding), strict=True))
+
+
+def join_embeddings(embeddings: Sequence[Embedding]) -> Embedding:
+    """The inverse of split_embedding."""
+    if isinstance(embeddings[0], Tensor):
+        return torch.cat([e for e in embeddings if isinstance(e, Tensor)])
+    return tuple(torch.cat(levels) for levels in zip(*embeddings, strict=True))
 
 
 class Upscale(torch.autograd.Function):
@@ -42,9 +65,9 @@ class Sam3D(nn.Module):
 
     def __init__(
         self,
-        image_encoder: ImageEncoderViT3D,
-        prompt_encoder: PromptEncoder3D,
-        mask_decoder: MaskDecoder3D,
+        image_encoder: ImageEncoderViT3D | HybridImageEncoder3D,
+        prompt_encoder: PromptEncoder3D | DensePromptEncoder3D,
+        mask_decoder: MaskDecoder3D | HybridMaskDecoder3D,
     ) -> None:
         super().__init__()
         self.image_encoder = image_encoder
@@ -65,13 +88,13 @@ class Sam3D(nn.Module):
     def device(self) -> torch.device:
         return self.image_encoder.pos_embed.device
 
-    def encode(self, image: Tensor) -> Tensor:
-        """(B, 1, S, S, S) normalised ROIs -> (B, C, G, G, G) image embeddings."""
+    def encode(self, image: Tensor) -> Embedding:
+        """(B, 1, S, S, S) normalised ROIs -> image embeddings; of the ViT (B, C, G, G, G)."""
         return self.image_encoder(image)
 
     def decode(
         self,
-        embedding: Tensor,
+        embedding: Embedding,
         points: tuple[Tensor, Tensor] | None = None,
         boxes: Tensor | None = None,
         mask_prompt: Tensor | None = None,
