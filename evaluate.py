@@ -156,12 +156,8 @@ def prepare(folder: Folder, args: argparse.Namespace) -> int:
 
 def load_method(args: argparse.Namespace) -> Predict:
     """This repository's network as the method."""
-    from utils.policy import predict_case
-
-    model, policy = load_model(args)
-    return predict_with(
-        lambda case: predict_case(model, case, policy, args.seed, args.batch_size, args.precision)
-    )
+    _, segment = load_model(args)
+    return predict_with(segment)
 
 
 def evaluate_entry(

@@ -1,16 +1,20 @@
-"""Segment every case of a folder: inputs/*.npz -> outputs/*.npz."""
+"""Segment every case of a folder: inputs/*.npz -> outputs/*.npz.
+
+One process, or several under torchrun, each on a GPU of its own, that share the cases.
+"""
 
 import argparse
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.memory import peak_gb
 from utils.options import add_model_options, load_model
+from utils.workers import Workers
 
 # torch is imported where it is used, so that --help and messages about options come at once.
 if TYPE_CHECKING:
@@ -20,7 +24,9 @@ ROOT = Path(__file__).resolve().parent
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--inputs", type=Path, default=ROOT / "inputs", help="folder of .npz cases, or one case"
     )
@@ -48,7 +54,7 @@ def prepare_outputs(folder: Path, paths: list[Path]) -> None:
         raise OSError(f"--outputs {folder}: can't be written: {error}") from error
 
 
-def read_cases(paths: list[Path]) -> Iterator[tuple[Path, "Case | Exception"]]:
+def read_cases(paths: Iterable[Path]) -> Iterator[tuple[Path, "Case | Exception"]]:
     """Each case, or why it can't be read."""
     from utils.case import read_case
 
@@ -77,28 +83,28 @@ def main(args: argparse.Namespace) -> int:
     from prefetch_generator import BackgroundGenerator
     from tqdm import tqdm
 
+    workers = Workers()
     # Reading overlaps loading the model, and later computing the case before.
-    cases = BackgroundGenerator(read_cases(paths), max_prefetch=1)
+    cases = BackgroundGenerator(read_cases(workers.share(paths)), max_prefetch=1)
     try:
         prepare_outputs(args.outputs, paths)
-        model, policy = load_model(args)
+        model, segment = load_model(args)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
 
     from utils.case import write_case
     from utils.npz import CaseError
-    from utils.policy import predict_case
 
     failed = []
-    bar = tqdm(cases, total=len(paths), unit="case", disable=not sys.stderr.isatty())
+    is_quiet = workers.count > 1 or not sys.stderr.isatty()
+    bar = tqdm(cases, total=len(paths), unit="case", disable=is_quiet)
     for path, case in bar:
         start = time.perf_counter()
         try:
             if isinstance(case, Exception):
                 raise case
-            seg = predict_case(model, case, policy, args.seed, args.batch_size, args.precision)
-            write_case(args.outputs / path.name, seg)
+            write_case(args.outputs / path.name, segment(case))
         except Exception as error:  # a case that fails does not stop the others
             failed.append(path.name)
             if not isinstance(error, CaseError):  # its message says all, and names the case
@@ -110,7 +116,9 @@ def main(args: argparse.Namespace) -> int:
             f"{path.name}: objects {len(case.objects)}, rounds of prompts {case.rounds}, "
             f"{time.perf_counter() - start:.1f} s, peak memory {peak_memory(model.device.type)}"
         )
-    if failed:
+    failed = sorted(name for part in workers.collect("/".join(failed)) for name in part.split("/"))
+    failed = [name for name in failed if name]
+    if failed and workers.rank == 0:
         names = ", ".join(failed)
         print(f"{len(failed)} of {len(paths)} cases failed: {names}", file=sys.stderr)
     return 1 if failed else 0

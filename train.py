@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.options import SCHEDULERS, int_from
+from utils.options import ROI_FACTOR, ROI_SPACING, SCHEDULERS, int_from
 
 # torch is imported where it is used, so that --help and messages about options come at once.
 if TYPE_CHECKING:
@@ -78,12 +78,37 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
 
     loop = parser.add_argument_group("recipe")
+    loop.add_argument(
+        "--recipe",
+        choices=("published", "adaptive"),
+        default="published",
+        help="published: for the policy baseline; adaptive: for the policy of that name, on cases "
+        "prepared with --native",
+    )
+    loop.add_argument(
+        "--roi_factor",
+        type=float,
+        default=ROI_FACTOR,
+        help="adaptive: sides of the ROI over those of the box",
+    )
+    loop.add_argument(
+        "--roi_spacing",
+        type=float,
+        default=ROI_SPACING,
+        help="adaptive: mm per voxel of the ROI round a first click without a box",
+    )
     loop.add_argument("--num_epochs", type=count, default=200)
     loop.add_argument("--batch_size", type=count, default=6, help="per process")
     loop.add_argument(
         "--accumulation_steps", type=count, default=20, help="batches per optimizer step"
     )
-    loop.add_argument("--lr", type=float, default=8e-5, help="of the encoder; others a tenth")
+    loop.add_argument("--lr", type=float, default=8e-5, help="of the image encoder")
+    loop.add_argument(
+        "--others_lr",
+        type=float,
+        default=0.1,
+        help="of prompt encoder and mask decoder, over --lr; 1 for a network from random weights",
+    )
     loop.add_argument("--weight_decay", type=float, default=0.1)
     loop.add_argument(
         "--lr_scheduler",
@@ -93,10 +118,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     loop.add_argument("--step_size", type=count, nargs="+", default=[120, 180], help="epochs")
     loop.add_argument("--gamma", type=float, default=0.1, help="factor of the learning rate")
     loop.add_argument(
-        "--click_type", choices=("random",), default="random", help="among the errors"
+        "--click_type", choices=("random",), default="random", help="published: among the errors"
     )
     loop.add_argument(
-        "--multi_click", action="store_true", help="prompt with all clicks, not only the last one"
+        "--multi_click",
+        action="store_true",
+        help="published: prompt with all clicks, not only the last one",
     )
 
     cost = parser.add_argument_group("cost")
@@ -147,6 +174,7 @@ def build_state(
     """
     import torch
 
+    from segment_anything.adaptive import AdaptiveSettings
     from utils.checkpoint import Checkpoint
     from utils.train_state import (
         TrainState,
@@ -179,10 +207,14 @@ def build_state(
     if left:
         say(f"left as initialised: {', '.join(left)}")
     model = model.to(processes.device).train()
-    optimizer = make_optimizer(model, args.lr, args.weight_decay)
+    optimizer = make_optimizer(model, args.lr, args.weight_decay, args.others_lr)
     scheduler = make_scheduler(optimizer, args.lr_scheduler, args.step_size, args.gamma)
     scaler = torch.amp.GradScaler(processes.device.type, enabled=precision == "fp16")
-    state = TrainState(model, model_type, model_args, optimizer, scheduler, scaler)
+    policy = "adaptive" if args.recipe == "adaptive" else "baseline"
+    settings = AdaptiveSettings(args.roi_factor, args.roi_spacing)
+    state = TrainState(
+        model, model_type, model_args, optimizer, scheduler, scaler, policy, settings
+    )
     if content is not None:
         resume(state, content)
         check_resumed(args, state, content.get("args"), processes.count)
@@ -199,6 +231,8 @@ def check_resumed(args: argparse.Namespace, state: "TrainState", saved: Any, cou
         )
     if not isinstance(saved, dict):  # of the original
         return
+    if saved.get("recipe", "published") != args.recipe:
+        raise ValueError(f"--resume: the run is of --recipe {saved['recipe']}, got {args.recipe}")
     now = options_of(args) | {"processes": count}
     for key in ("batch_size", "accumulation_steps", "seed", "processes", "min_voxels"):
         if state.progress.step and saved[key] != now[key]:
@@ -250,12 +284,22 @@ def make_loop(
     from torch import nn
     from torch.nn.parallel import DistributedDataParallel
 
+    from utils.adaptive_dataset import AdaptiveDataset
+    from utils.adaptive_loop import AdaptiveLoop
     from utils.click_loop import ClickLoop
-    from utils.dataset import EpochSampler, RoiDataset, find_cases, make_loader, prefetch
+    from utils.dataset import (
+        CaseDataset,
+        EpochSampler,
+        RoiDataset,
+        find_cases,
+        make_loader,
+        prefetch,
+    )
     from utils.train_loop import BadFiles, Loop, TrainingError, agree_on_data
 
     folders = options_of(args)["data"]
-    cases, failures = find_cases(folders, args.min_voxels)
+    is_adaptive = args.recipe == "adaptive"
+    cases, failures = find_cases(folders, args.min_voxels, is_adaptive)
     agree_on_data(cases, state.progress, processes)
     bad_files = BadFiles(len(cases) + len(failures), args.max_bad_share)
     bad_files.add(failures, processes.rank == 0)
@@ -268,13 +312,22 @@ def make_loop(
     if bad_files.are_too_many:
         raise bad_files.error()
     device = processes.device
-    dataset = RoiDataset(cases, state.model.img_size, args.seed, args.min_voxels)
-    sampler = EpochSampler(len(cases), args.batch_size, args.seed, processes.rank, processes.count)
+    model, seed, least = state.model, args.seed, args.min_voxels
+    dataset: CaseDataset
+    if is_adaptive:
+        sizes = (model.img_size, model.mask_size)
+        dataset = AdaptiveDataset(cases, *sizes, state.settings, seed, least)
+    else:
+        dataset = RoiDataset(cases, model.img_size, seed, least)
+    sampler = EpochSampler(
+        len(dataset), args.batch_size, args.seed, processes.rank, processes.count
+    )
     loader = make_loader(dataset, sampler, args.num_workers, device.type == "cuda")
 
     loss = DiceCELoss(sigmoid=True, squared_pred=True)
     save_memory = args.save_memory if args.save_memory is not None else device.type == "cuda"
-    step: nn.Module = ClickLoop(state.model, loss, args.multi_click, save_memory)
+    loop = AdaptiveLoop if is_adaptive else ClickLoop
+    step: nn.Module = loop(state.model, loss, args.multi_click, save_memory)
     if processes.count > 1:
         step = DistributedDataParallel(
             step,
@@ -323,7 +376,7 @@ def train(
 
     effective = args.batch_size * processes.count * args.accumulation_steps
     say(
-        f"{loop.sampler.n} cases, {len(loop.sampler)} batches of {args.batch_size} x "
+        f"{loop.sampler.n} samples, {len(loop.sampler)} batches of {args.batch_size} x "
         f"{processes.count} an epoch, {effective} samples per optimizer step, "
         f"{loop.precision} on {processes.device}; epochs {progress.epoch}..{args.num_epochs - 1}"
     )

@@ -18,11 +18,13 @@ options=(
     --batch_size 6
     --accumulation_steps 20
     --lr 8e-5
+    --others_lr 0.1  # of prompt encoder and mask decoder, over --lr
     --weight_decay 0.1
     --lr_scheduler multisteplr
     --step_size 120 180
     --gamma 0.1
     --click_type random
+    --recipe published  # or adaptive: for the policy of that name, on cases prepared with --native
     --num_workers 4
     --seed 0
     --amp auto

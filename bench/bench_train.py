@@ -67,9 +67,9 @@ def measure_step(network: str, device: str, batch: int, precision: str, repeats:
     import torch
     from monai.losses import DiceCELoss
 
+    from segment_anything.predictor3D import PRECISIONS
     from utils.click_loop import ROUNDS, ClickLoop, Clicks
     from utils.memory import keep_freed_memory
-    from utils.policy import PRECISIONS
 
     if device == "cpu" and network != "medim":
         keep_freed_memory()  # as train.py does

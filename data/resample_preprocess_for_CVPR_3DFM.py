@@ -43,7 +43,7 @@ class Task:
         name: Its path below the folders.
         path: Of the source.
         target: Of the prepared case.
-        spacing: In mm, along all axes.
+        spacing: In mm, along all axes; None: that of the case.
         source: Identifies the source and how it is prepared.
         size: Of the prepared case at most, in bytes.
     """
@@ -51,7 +51,7 @@ class Task:
     name: str
     path: Path
     target: Path
-    spacing: float
+    spacing: float | None
     source: bytes
     size: int
 
@@ -71,6 +71,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--spacing", type=float, default=1.5, help="mm of the prepared cases, as inference uses"
     )
+    parser.add_argument(
+        "--native",
+        action="store_true",
+        help="keep the grid of each case: for train.py --recipe adaptive",
+    )
     return parser
 
 
@@ -83,9 +88,10 @@ def plan(path: Path, args: argparse.Namespace) -> Task:
     """
     from utils.resample import zoomed_shape
 
+    target = None if args.native else args.spacing
     shape, label_bytes, spacing = read_geometry(path)
     try:
-        target_shape = zoomed_shape(shape, spacing, args.spacing)
+        target_shape = shape if target is None else zoomed_shape(shape, spacing, target)
     except OverflowError as error:
         raise CaseError(f"{path.name}: expected a spacing in mm, got {spacing}") from error
     if 0 in target_shape:
@@ -96,18 +102,19 @@ def plan(path: Path, args: argparse.Namespace) -> Task:
     voxels, limit = math.prod(target_shape), MAX_VOLUME_BYTES // 4
     if voxels > limit:
         raise CaseError(
-            f"{path.name}: expected at most {limit} voxels of {args.spacing:g} mm, got {voxels} "
-            f"from {shape} of {spacing} mm (z, y, x)"
+            f"{path.name}: expected at most {limit} voxels, got {voxels} from {shape} of {spacing} "
+            f"mm (z, y, x), --spacing {target}"
         )
     name = path.relative_to(args.input)
-    how = f"{VERSION} {args.spacing} {fingerprint(path)}"
+    how = f"{VERSION} {target} {fingerprint(path)}"
     source = hashlib.sha256(how.encode()).digest()
     size = voxels * (1 + min(label_bytes, 4))
-    return Task(name.as_posix(), path, args.output / name, args.spacing, source, size)
+    return Task(name.as_posix(), path, args.output / name, target, source, size)
 
 
 def prepare(task: Task) -> str:
     """Prepare a case; returns why it can't be, or ""."""
+    import numpy as np
     import torch
 
     from utils.resample import zoom_linear, zoom_nearest, zoomed_shape
@@ -115,14 +122,18 @@ def prepare(task: Task) -> str:
     torch.set_num_threads(1)
     try:
         image, gts, spacing = read_volumes(task.path)
-        shape = zoomed_shape(image.shape, spacing, task.spacing)
-        z, y, x = (
-            s * (n - 1) / (m - 1) if m > 1 else s * n
-            for s, n, m in zip(spacing, image.shape, shape, strict=True)
-        )
+        if task.spacing is None:
+            image = np.rint(image).astype(np.uint8)
+        else:
+            shape = zoomed_shape(image.shape, spacing, task.spacing)
+            z, y, x = (
+                s * (n - 1) / (m - 1) if m > 1 else s * n
+                for s, n, m in zip(spacing, image.shape, shape, strict=True)
+            )
+            spacing = (z, y, x)
+            image, gts = zoom_linear(image, shape), zoom_nearest(gts, shape)
         task.target.parent.mkdir(parents=True, exist_ok=True)
-        image, gts = zoom_linear(image, shape), zoom_nearest(gts, shape)
-        write_prepared(task.target, image, gts, (z, y, x), task.source)
+        write_prepared(task.target, image, gts, spacing, task.source, task.spacing is None)
     except CaseError as error:
         return str(error)
     except Exception as error:  # a case that fails does not stop the others

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from segment_anything.prompts import Index3
 
+MAX_AVERAGED = 3  # samples along an axis of a ROI voxel; more cost more than they add
+
 
 @dataclass(frozen=True)
 class Roi:
@@ -19,7 +21,7 @@ class Roi:
 
     Voxel i of an axis of the resampled grid lies at (i + 0.5) * step - 0.5 in voxels of the
     original axis: the outer edges agree (as in torchio.Resample until version 0.20). A position
-    outside the original volume holds 0.
+    outside the original volume holds 0. Axes may have different steps.
 
     Attributes:
         size: Voxels along each side of the cube.
@@ -37,6 +39,12 @@ class Roi:
     def resampled_shape(self) -> Index3:
         return resampled_shape(self.shape, self.step)
 
+    def coarse(self, stride: int) -> "Roi":
+        """The same cube in voxels `stride` times as wide; they divide size and start."""
+        z, y, x = (first // stride for first in self.start)
+        tz, ty, tx = (stride * step for step in self.step)
+        return Roi(self.size // stride, (z, y, x), (tz, ty, tx), self.shape)
+
     def positions(self, axis: int) -> tuple[np.ndarray, np.ndarray]:
         """Of the cube's voxels along an axis: original voxel coordinates, and which are inside."""
         n, step = self.shape[axis], self.step[axis]
@@ -47,8 +55,8 @@ class Roi:
 
 
 def resampled_shape(shape: Index3, step: tuple[float, float, float]) -> Index3:
-    """Size of the resampled grid; an axis of one voxel stays one."""
-    d, h, w = (1 if n == 1 else int(np.ceil(n / t)) for n, t in zip(shape, step, strict=True))
+    """Size of the resampled grid; its last voxels may reach beyond the volume."""
+    d, h, w = (int(np.ceil(n / t)) for n, t in zip(shape, step, strict=True))
     return d, h, w
 
 
@@ -91,6 +99,26 @@ def crop_roi(image: np.ndarray, roi: Roi) -> Tensor:
     return torch.where(is_inside, sample_linear(image, positions), 0.0)
 
 
+def crop_roi_averaged(image: np.ndarray, roi: Roi) -> Tensor:
+    """As `crop_roi`, but wide voxels of the ROI are means over their width.
+
+    An axis on which they are twice or three times as wide as the original ones is sampled as often
+    within each; single samples of a fine, noisy image would be noise.
+    """
+    times = [int(np.clip(round(step), 1, MAX_AVERAGED)) for step in roi.step]
+    insides = [torch.from_numpy(roi.positions(axis)[1]) for axis in range(3)]
+    fine = [
+        (np.arange(roi.size * n) + roi.start[axis] * n + 0.5) * (roi.step[axis] / n) - 0.5
+        for axis, n in enumerate(times)
+    ]
+    sampled = sample_linear(image, fine)
+    for axis, n in enumerate(times):
+        if n > 1:
+            sampled = sampled.unflatten(axis, (roi.size, n)).mean(dim=axis + 1)
+    z, y, x = insides
+    return torch.where(z[:, None, None] & y[:, None] & x, sampled, 0.0)
+
+
 def sample_linear(image: np.ndarray, positions: Sequence[np.ndarray]) -> Tensor:
     """Linear interpolation of a (D, H, W) image where three ascending rows of coordinates cross.
 
@@ -117,14 +145,19 @@ def sample_linear(image: np.ndarray, positions: Sequence[np.ndarray]) -> Tensor:
     return x
 
 
-def crop_roi_nearest(labels: np.ndarray, roi: Roi, stride: int = 1) -> np.ndarray:
-    """The labels nearest to each `stride`-th voxel of the ROI, (S / stride, ...), 0 outside."""
+def crop_roi_nearest(
+    labels: np.ndarray, roi: Roi, stride: int = 1, origin: Index3 = (0, 0, 0)
+) -> np.ndarray:
+    """The labels nearest to each `stride`-th voxel of the ROI, (S / stride, ...), 0 outside.
+
+    `labels` is the volume, or a part of it that begins at the voxel `origin`.
+    """
     indices, insides = [], []
-    for axis, n in enumerate(roi.shape):
+    for axis, (first, n) in enumerate(zip(origin, labels.shape, strict=True)):
         position, inside = roi.positions(axis)
-        nearest = np.floor(position + 0.5).astype(np.int64)
+        nearest = np.floor(position + 0.5).astype(np.int64) - first
         indices.append(np.clip(nearest, 0, n - 1)[::stride])
-        insides.append(inside[::stride])
+        insides.append((inside & (0 <= nearest) & (nearest < n))[::stride])
     z, y, x = insides
     is_inside = z[:, None, None] & y[:, None] & x
     return np.where(is_inside, labels[np.ix_(*indices)], 0)

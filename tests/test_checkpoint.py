@@ -205,11 +205,11 @@ def test_medims_network_gives_the_same_segmentation():
     from utils.case import read_case
     from utils.checkpoint import Checkpoint
     from utils.medim_backend import build_medim_model
-    from utils.policy import predict_case
+    from utils.policy import predict_baseline
 
     checkpoint = Checkpoint(Path("seeded"), published_weights())
     case = read_case(DATA / "infer" / "small_volume_padded.npz")
-    ours = predict_case(build_model(checkpoint), case)
-    theirs = predict_case(build_medim_model(checkpoint), case)
+    ours = predict_baseline(build_model(checkpoint), case)
+    theirs = predict_baseline(build_medim_model(checkpoint), case)
     assert (ours != theirs).mean() < 1e-4
     assert np.unique(ours).tolist() == [0, 1, 2]

@@ -209,11 +209,11 @@ def test_finished_cases_are_not_computed_again(run, model, tmp_path, monkeypatch
     write_labelled(tmp_path / "cases" / "b.npz", gts=truth()[::-1].copy())
     asked = []
 
-    def predict_case(model, case, *options):
+    def predict_baseline(model, case, **options):
         asked.append(case.name)
         return np.zeros(case.shape, np.uint8)
 
-    monkeypatch.setattr("utils.policy.predict_case", predict_case)
+    monkeypatch.setattr("utils.policy.predict_baseline", predict_baseline)
     assert run(*model)[0] == 0
     after = rows(tmp_path / "out" / "metrics.csv")
     assert before[0] == after[0] and before[1] != after[1] and asked == ["b.npz"] * 6

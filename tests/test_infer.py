@@ -17,7 +17,7 @@ from conftest import ROOT, SHAPE, TINY, as_objects
 from seeded import published_weights
 from utils import options
 from utils.case import read_case
-from utils.policy import predict_case
+from utils.policy import predict_baseline
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_every_case_of_a_folder_is_segmented(run, write_npz, tmp_path, tiny_mode
     status, out, err = run("--seed", "5")
     assert (status, err) == (0, "") and outputs(tmp_path) == ["a.npz", "b.npz"]
     for path in paths:
-        expected = predict_case(tiny_model, read_case(path), seed=5)
+        expected = predict_baseline(tiny_model, read_case(path), seed=5)
         np.testing.assert_array_equal(segs_of(tmp_path / "outputs" / path.name), expected)
     lines = out.splitlines()
     assert lines[0] == "tiny.pth: local network, baseline policy, fp32 on cpu"
@@ -151,7 +151,10 @@ def test_the_policy_is_that_of_the_checkpoint_or_the_option(run, write_npz, tmp_
     content = {"model_state_dict": tiny_model.state_dict(), "model_args": TINY, "policy": "other"}
     torch.save(content, tmp_path / "other.pth")
     status, _, err = run(checkpoint=tmp_path / "other.pth")
-    assert status == 2 and "other.pth: expected a policy of ('baseline',), got 'other'" in err
+    assert (
+        status == 2
+        and "other.pth: expected a policy of ('baseline', 'adaptive'), got 'other'" in err
+    )
     status, out, _ = run("--policy", "baseline", checkpoint=tmp_path / "other.pth")
     assert status == 0 and "baseline policy" in out
 
@@ -311,14 +314,14 @@ def test_reading_overlaps_computing(run, write_npz, monkeypatch):
         events.append(f"read {path.name}")
         return read_case(path)
 
-    def predict(model, case, *options):
+    def predict(model, case, **options):
         deadline = time.monotonic() + 10
         while "read b.npz" not in events and time.monotonic() < deadline:
             time.sleep(0.01)
         events.append(f"predict {case.name}")
-        return predict_case(model, case, *options)
+        return predict_baseline(model, case, **options)
 
     monkeypatch.setattr(case, "read_case", read)
-    monkeypatch.setattr(policy, "predict_case", predict)
+    monkeypatch.setattr(policy, "predict_baseline", predict)
     assert run()[0] == 0
     assert events == ["read a.npz", "read b.npz", "predict a.npz", "predict b.npz"]

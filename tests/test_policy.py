@@ -12,7 +12,7 @@ from segment_anything.prompts import Box, Click, Prompts
 from segment_anything.roi import crop_roi, normalise
 from utils.case import Case, read_case
 from utils.checkpoint import Checkpoint, build_model
-from utils.policy import baseline_prompt, baseline_queries, predict_case, predict_rois
+from utils.policy import baseline_prompt, baseline_queries, predict_baseline, predict_rois
 
 GOLDEN = sorted(p.stem for p in (DATA / "infer").glob("*.npz") if ".expected" not in p.name)
 
@@ -58,7 +58,7 @@ def check_golden(folder: Path, name: str, model) -> None:
         np.testing.assert_allclose(image[::4, ::4, ::4], stride4, atol=1e-3, rtol=0)
         roi_mask = np.unpackbits(expected[key + "roi_mask"]).reshape(mask.shape).astype(bool)
         assert dice(mask, roi_mask) >= 0.999
-    segs = predict_case(model, case)
+    segs = predict_baseline(model, case)
     for label in range(1, len(case.objects) + 1):
         assert dice(segs == label, expected["segs"] == label) >= 0.999
 
@@ -127,6 +127,18 @@ def nearest_voxels(roi) -> list[np.ndarray]:
     return [(np.arange(n) + 0.5) * t for n, t in zip(roi.resampled_shape, roi.step, strict=True)]
 
 
+@pytest.mark.parametrize("thickness", [0.4, 5.0])
+def test_an_axis_of_one_voxel_is_not_resampled(thickness):
+    case = make_case(
+        Prompts(None, (Click((0, 6, 7), True),)), shape=(1, 14, 18), spacing=(thickness, 1.5, 1.5)
+    )
+    (query,) = baseline_queries(case, 32, seed=0)
+    z, (y, x) = query.point_roi[0], query.roi.start[1:]
+    crop = crop_roi(case.image, query.roi)
+    np.testing.assert_array_equal(crop[z, -y : 14 - y, -x : 18 - x], case.image[0])
+    assert torch.count_nonzero(crop) == np.count_nonzero(case.image)
+
+
 def test_the_drawn_point_lies_in_the_cube():
     case = make_case(Prompts(None, (Click((5, 6, 7), True),)), shape=(30, 40, 50))
     for seed in range(50):
@@ -151,7 +163,7 @@ def test_the_drawn_point_lies_in_the_cube():
 def test_odd_shapes_and_spacings(shape, spacing, tiny_model):
     corners = [(0, 0, 0), tuple(n - 1 for n in shape)]
     prompts = [Prompts(None, (Click(p, True),)) for p in corners]
-    seg = predict_case(tiny_model, make_case(*prompts, shape=shape, spacing=spacing))
+    seg = predict_baseline(tiny_model, make_case(*prompts, shape=shape, spacing=spacing))
     assert seg.shape == shape and seg.dtype == np.uint8
 
 
@@ -159,28 +171,30 @@ def test_without_a_usable_prompt_the_object_keeps_prev_pred(tiny_model):
     prev_pred = np.zeros(SHAPE, np.uint8)
     prev_pred[2:5, 3:6, 4:8], prev_pred[7:, :2, :2] = 1, 2
     case = make_case(Prompts(BOX, (BG,)), Prompts(), prev_pred=prev_pred)
-    np.testing.assert_array_equal(predict_case(tiny_model, case), prev_pred)
+    np.testing.assert_array_equal(predict_baseline(tiny_model, case), prev_pred)
 
 
 def test_prev_pred_is_united_and_objects_are_painted_in_order(tiny_model):
     whole = np.full(SHAPE, 2, np.uint8)
     case = make_case(Prompts(BOX), Prompts(None, (BG,)), prev_pred=whole)
-    np.testing.assert_array_equal(predict_case(tiny_model, case), whole)  # 2 is painted over 1
+    np.testing.assert_array_equal(predict_baseline(tiny_model, case), whole)  # 2 is painted over 1
     case = make_case(Prompts(None, (BG,)), Prompts(BOX), prev_pred=np.ones(SHAPE, np.uint8))
-    seg = predict_case(tiny_model, case)
+    seg = predict_baseline(tiny_model, case)
     assert set(np.unique(seg)) == {1, 2}  # 2 over 1 where it is found, 1 elsewhere
 
 
 def test_same_seed_same_output_for_any_batch_size(tiny_model):
     case = make_case(Prompts(BOX), Prompts(None, (FG,)), Prompts(Box((0, 0, 0), (3, 9, 9), 1)))
-    one_by_one = predict_case(tiny_model, case, seed=3, batch_size=1)
-    np.testing.assert_array_equal(one_by_one, predict_case(tiny_model, case, seed=3, batch_size=3))
-    np.testing.assert_array_equal(one_by_one, predict_case(tiny_model, case, seed=3))
+    one_by_one = predict_baseline(tiny_model, case, seed=3, batch_size=1)
+    np.testing.assert_array_equal(
+        one_by_one, predict_baseline(tiny_model, case, seed=3, batch_size=3)
+    )
+    np.testing.assert_array_equal(one_by_one, predict_baseline(tiny_model, case, seed=3))
     assert one_by_one.any()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_changes_few_voxels(precision, tiny_model):
     case = make_case(Prompts(BOX), Prompts(None, (FG,)))
-    exact = predict_case(tiny_model, case)
-    assert (predict_case(tiny_model, case, precision=precision) == exact).mean() > 0.95
+    exact = predict_baseline(tiny_model, case)
+    assert (predict_baseline(tiny_model, case, precision=precision) == exact).mean() > 0.95

@@ -62,15 +62,6 @@ def test_nearest_crop_equals_resampling_the_whole_volume_with_simpleitk(start, s
     )
 
 
-def test_an_axis_of_one_voxel_stays_one():
-    image = volume((1, 14, 18))
-    roi = Roi(8, (-2, 0, 0), (0.3, 1.0, 1.0), image.shape)
-    assert roi.resampled_shape == (1, 14, 18)
-    crop = crop_roi(image, roi)
-    np.testing.assert_array_equal(crop[2], image[0, :8, :8])
-    assert not crop[[0, 1, 3, 4, 5, 6, 7]].any()
-
-
 @pytest.mark.parametrize("start", [(0, 0, 0), (2, 3, 4), (-2, -1, -3), (6, 9, 12)])
 def test_paste_undoes_a_nearest_crop_inside_the_roi(start):
     labels = volume() > 127

@@ -14,7 +14,7 @@ from train import get_args_parser, make_loop
 from utils import train_loop
 from utils.case import Case, LabelledCase
 from utils.device import choose_precision
-from utils.policy import predict_case
+from utils.policy import predict_baseline
 from utils.prepared import map_volumes
 from utils.processes import Processes
 from utils.protocol import play, predict_with
@@ -208,7 +208,7 @@ def test_two_cases_are_learnt_by_heart_and_segmented_by_inference(tmp_path):
     assert np.mean(dices[:10]) < 0.5 and np.mean(dices[-10:]) > 0.95
     state.model.eval()
     for path in sorted(data.glob("*.npz")):
-        predict = predict_with(lambda case: predict_case(state.model, case))
+        predict = predict_with(lambda case: predict_baseline(state.model, case))
         *_, (last, _) = play(labelled_case(path), predict)
         # Points drawn within 10 voxels of a prompt may miss the object, and rounds are united.
         assert last.scores[0, 0] > 0.8, path.name  # DSC

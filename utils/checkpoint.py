@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from segment_anything import Sam3D, sam_model_registry3D
+from segment_anything.adaptive import AdaptiveSettings
 
+FOREGROUND = "prompt_encoder.point_embeddings.1.weight"
 BOX_EMBEDDINGS = tuple(f"prompt_encoder.point_embeddings.{i}.weight" for i in (2, 3))
 
 
@@ -36,6 +38,7 @@ class Checkpoint:
         model_type: Entry of the registry.
         model_args: Sizes for it, where they differ from its own.
         policy: How prompts are to be used.
+        policy_args: What it was trained with, where that is not the default.
         notices: What a user should know, a line each.
     """
 
@@ -44,6 +47,7 @@ class Checkpoint:
     model_type: str = "vit_b_ori"
     model_args: dict[str, Any] = field(default_factory=dict)
     policy: str = "baseline"
+    policy_args: dict[str, Any] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
 
@@ -75,13 +79,27 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not state_dict:
         raise CheckpointError(f"{path.name}: expected named tensors, got keys {list(content)[:8]}")
     checkpoint = Checkpoint(path, state_dict)
-    for key, kind in (("model_type", str), ("model_args", dict), ("policy", str)):
+    described = dict(model_type=str, model_args=dict, policy=str, policy_args=dict)
+    for key, kind in described.items():
         value = metadata.get(key, getattr(checkpoint, key))
         if not isinstance(value, kind):
             raise CheckpointError(f"{path.name}: expected {key} as {kind.__name__}, got {value!r}")
         setattr(checkpoint, key, value)
     _add_box_embeddings(checkpoint)
     return checkpoint
+
+
+def settings_of(checkpoint: Checkpoint) -> AdaptiveSettings:
+    """Those of the adaptive policy.
+
+    Raises:
+        CheckpointError: They can't be obeyed.
+    """
+    try:
+        return AdaptiveSettings(**checkpoint.policy_args)
+    except (TypeError, ValueError) as error:
+        name = checkpoint.path.name
+        raise CheckpointError(f"{name}: policy_args can't be obeyed: {error}") from error
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -123,11 +141,16 @@ def read_plain(path: Path, mmap: bool) -> dict[str, Any]:
     return dict(content)
 
 
+def lacks_box_embeddings(weights: Mapping[str, Tensor]) -> bool:
+    """Whether a network with point embeddings has none for the corners of a box."""
+    return FOREGROUND in weights and not any(name in weights for name in BOX_EMBEDDINGS)
+
+
 def _add_box_embeddings(checkpoint: Checkpoint) -> None:
     weights = checkpoint.state_dict
-    foreground = weights.get("prompt_encoder.point_embeddings.1.weight")
-    if foreground is None or any(name in weights for name in BOX_EMBEDDINGS):
+    if not lacks_box_embeddings(weights):
         return
+    foreground = weights[FOREGROUND]
     weights.update({name: torch.zeros_like(foreground) for name in BOX_EMBEDDINGS})
     checkpoint.notices.append(
         "2 point embeddings (made before boxes): those of the box corners start at zero"

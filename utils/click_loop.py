@@ -137,18 +137,21 @@ class ClickLoop(nn.Module):
             low_res_mask, _ = model.decode(
                 embedding, None if is_without else prompt, mask_prompt=mask_prompt
             )
-            if self.save_memory and torch.is_grad_enabled():
-                loss, logits = checkpoint(
-                    self._loss, low_res_mask, target, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                loss, logits = self._loss(low_res_mask, target)
+            loss, logits = self.score(low_res_mask, target)
             losses.append(loss)
             pred = logits > MASK_THRESHOLD
             mask_prompt = low_res_mask
         made = Clicks(torch.stack(points), torch.stack(labels))
         total = torch.stack(losses)
         return LoopOutput(total.sum(), total.detach(), logits, made)
+
+    def score(self, low_res_mask: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of a round, and its logits (B, 1, S, S, S), detached."""
+        if self.save_memory and torch.is_grad_enabled():
+            return checkpoint(
+                self._loss, low_res_mask, target, use_reentrant=False, preserve_rng_state=False
+            )
+        return self._loss(low_res_mask, target)
 
     def _loss(self, low_res_mask: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.model.upscale(low_res_mask)

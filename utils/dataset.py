@@ -1,14 +1,15 @@
 """Prepared cases -> training samples."""
 
 import signal
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -33,6 +34,9 @@ class Batch:
         draws: (B, ROUNDS) in [0, 1), for the clicks.
         names: Of the cases.
         failures: Messages about cases that could not be used, by name.
+        start: What the adaptive recipe begins with; () in the published one, else points
+            (B, N, 3) and labels (B, N) as PromptEncoder3D.forward takes them, and a mask
+            (B, 1, M, M, M) of 0 and 1.
     """
 
     image: Tensor
@@ -40,21 +44,26 @@ class Batch:
     draws: Tensor
     names: tuple[str, ...]
     failures: dict[str, str]
+    start: tuple[Tensor, ...] = ()
 
     def pin_memory(self) -> "Batch":
-        image, truth, draws = (t.pin_memory() for t in (self.image, self.truth, self.draws))
-        return replace(self, image=image, truth=truth, draws=draws)
+        return self._each(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "Batch":
-        tensors = (self.image, self.truth, self.draws)
-        image, truth, draws = (t.to(device, non_blocking=True) for t in tensors)
-        return replace(self, image=image, truth=truth, draws=draws)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        image, truth, draws = map(change, (self.image, self.truth, self.draws))
+        start = tuple(map(change, self.start))
+        return replace(self, image=image, truth=truth, draws=draws, start=start)
 
 
 def find_cases(
-    folders: Sequence[str | Path], min_voxels: int = MIN_VOXELS
+    folders: Sequence[str | Path], min_voxels: int = MIN_VOXELS, is_native: bool = False
 ) -> tuple[list[PreparedCase], dict[str, str]]:
     """The cases in and below the folders that have a label to train on, and why others failed.
+
+    Cases are to be on their own grid if `is_native`, else resampled.
 
     Cases whose labels are all too small are left out without a message. Reads a few kB of each.
     """
@@ -65,23 +74,26 @@ def find_cases(
         except (CaseError, OSError) as error:
             failures[str(path)] = str(error)
             continue
+        if case.is_native != is_native:
+            failures[str(path)] = (
+                f"{path.name}: expected a case prepared {'with' if is_native else 'without'} "
+                "--native for this recipe"
+            )
+            continue
         if case.label_counts.max(initial=0) > min_voxels:
             cases.append(case)
     return cases, failures
 
 
-class RoiDataset(Dataset):
-    """One sample per case and epoch: a random label of it, in the middle of its ROI.
-
-    The published recipe: the label made binary, the ROI cropped or padded round it, flipped along
-    each axis at random, normalised as for inference. A sample depends on seed, epoch and case
-    alone, not on the process that makes it.
+class CaseDataset(Dataset):
+    """One sample per item and epoch. A sample depends on seed, epoch and item alone, not on the
+    process that makes it.
 
     Args:
         cases: As `find_cases` returns them.
         size: Voxels along each side of the ROI.
         seed: Of everything that is drawn.
-        min_voxels: Labels must have more, in the whole case and in the ROI.
+        min_voxels: Labels must have more.
     """
 
     def __init__(
@@ -91,18 +103,13 @@ class RoiDataset(Dataset):
         seed: int = 0,
         min_voxels: int = MIN_VOXELS,
     ) -> None:
-        from monai.transforms import Compose, EnsureTyped, RandFlipd
-
-        self.cases, self.size, self.seed, self.min_voxels = cases, size, seed, min_voxels
-        both = ["image", "truth"]
-        flips = [RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(3)]
-        self.augment = Compose([*flips, EnsureTyped(both, track_meta=False)])
+        self.items, self.size, self.seed, self.min_voxels = list(cases), size, seed, min_voxels
 
     def __len__(self) -> int:
-        return len(self.cases)
+        return len(self.items)
 
     def __getitem__(self, item: Item) -> Batch:
-        """The sample of an epoch and a case, or that of the next case that can be used.
+        """The sample of an epoch and an item, or that of the next item that can be used.
 
         Raises:
             CaseError: There is none.
@@ -110,36 +117,60 @@ class RoiDataset(Dataset):
         epoch, first = item
         failures = {}
         for index in range(first, first + len(self)):
-            case = self.cases[index % len(self)]
+            case = self.items[index % len(self)]
             rng = np.random.default_rng((self.seed, epoch, index % len(self)))
             try:
-                sample = self._sample(case, rng)
+                batch = self.sample(case, rng)
             except (CaseError, OSError) as error:
                 failures[str(case.path)] = str(error)
                 continue
-            if sample is not None:
-                image, truth = sample
-                draws = torch.from_numpy(rng.random((1, ROUNDS)))
-                return Batch(image[None], truth[None], draws, (case.path.name,), failures)
+            if batch is not None:
+                return replace(batch, failures=failures)
         raise CaseError(
             f"none of {len(self)} cases has a label of more than {self.min_voxels} voxels in a ROI "
             f"of {self.size}; {len(failures)} can't be read: {'; '.join(failures.values())[:500]}"
         )
 
-    def _sample(self, case: PreparedCase, rng: np.random.Generator) -> tuple[Tensor, Tensor] | None:
-        """Image and truth, (1, S, S, S) each; None if no label has enough voxels in its ROI.
+    def usable(self, case: PreparedCase) -> np.ndarray:
+        """Which of a case's labels have enough voxels."""
+        return np.flatnonzero(case.label_counts > self.min_voxels)
 
-        That happens to labels of parts far from each other, with nothing in the middle.
+    def sample(self, case: PreparedCase, rng: np.random.Generator) -> Batch | None:
+        """Of one; None if no label has enough voxels in its ROI.
+
+        Raises:
+            CaseError, OSError: The case can't be used.
         """
+        raise NotImplementedError
+
+
+class RoiDataset(CaseDataset):
+    """One sample per case and epoch: a random label of it, in the middle of its ROI.
+
+    The published recipe: the label made binary, the ROI cropped or padded round it, flipped along
+    each axis at random, normalised as for inference.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        from monai.transforms import Compose, EnsureTyped, RandFlipd
+
+        super().__init__(*args, **options)
+        both = ["image", "truth"]
+        flips = [RandFlipd(both, prob=0.5, spatial_axis=axis) for axis in range(3)]
+        self.augment = Compose([*flips, EnsureTyped(both, track_meta=False)])
+
+    def sample(self, case: PreparedCase, rng: np.random.Generator) -> Batch | None:
+        """None for labels of parts far from each other, with nothing in the middle."""
         image, gts = map_volumes(case.path)
-        usable = np.flatnonzero(case.label_counts > self.min_voxels)
-        for i in rng.permutation(usable):
+        for i in rng.permutation(self.usable(case)):
             ranges = cast(list[tuple[int, int]], case.label_boxes[i].tolist())
             d, h, w = case.shape
             roi = roi_around(ranges, self.size, STEP, (d, h, w))
             mask = crop_roi_nearest(gts, roi) == case.labels[i]
             if np.count_nonzero(mask) > self.min_voxels:
-                return self._augmented(crop_roi(image, roi), mask, rng)
+                roi_image, truth = self._augmented(crop_roi(image, roi), mask, rng)
+                draws = torch.from_numpy(rng.random((1, ROUNDS)))
+                return Batch(roi_image[None], truth[None], draws, (case.path.name,), {})
         return None
 
     def _augmented(
@@ -158,7 +189,17 @@ def collate(samples: Sequence[Batch]) -> Batch:
     )
     names = tuple(name for sample in samples for name in sample.names)
     failures = {path: why for sample in samples for path, why in sample.failures.items()}
-    return Batch(image, truth, draws, names, failures)
+    if not samples[0].start:
+        return Batch(image, truth, draws, names, failures)
+    points, labels, masks = zip(*(sample.start for sample in samples), strict=True)
+    count = max(kinds.shape[1] for kinds in labels)
+    missing = [count - kinds.shape[1] for kinds in labels]  # filled up with padding
+    start = (
+        torch.cat([F.pad(p, (0, 0, 0, n)) for p, n in zip(points, missing, strict=True)]),
+        torch.cat([F.pad(k, (0, n), value=-1) for k, n in zip(labels, missing, strict=True)]),
+        torch.cat(masks),
+    )
+    return Batch(image, truth, draws, names, failures, start)
 
 
 class EpochSampler(Sampler[list[Item]]):
@@ -197,7 +238,7 @@ def round_without_point(seed: int, epoch: int, step: int) -> int:
 
 
 def make_loader(
-    dataset: RoiDataset, sampler: EpochSampler, num_workers: int, pin_memory: bool
+    dataset: CaseDataset, sampler: EpochSampler, num_workers: int, pin_memory: bool
 ) -> Iterable[Batch]:
     """Batches in the order of the sampler, made by `num_workers` processes, or by this one if 0."""
     return torch.utils.data.DataLoader(

@@ -9,8 +9,13 @@ from utils.published import find_checkpoint
 
 # torch is imported where it is used, so that --help and messages about options come at once.
 if TYPE_CHECKING:
-    from segment_anything import Sam3D
+    import numpy as np
 
+    from segment_anything import Sam3D
+    from utils.case import Case
+
+POLICIES = ("baseline", "adaptive")
+ROI_FACTOR, ROI_SPACING = 1.8, 1.5  # of a new adaptive run, see AdaptiveSettings
 SCHEDULERS = ("multisteplr", "steplr", "coswarm", "linear")
 CKPT_DIR = Path(__file__).resolve().parents[1] / "ckpt"
 NO_CHECKPOINT = """\
@@ -33,9 +38,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--policy",
-        choices=("auto", "baseline"),
+        choices=("auto", *POLICIES),
         default="auto",
-        help="how prompts are used; auto: as the checkpoint says, else baseline",
+        help="how prompts are used: baseline as published, adaptive all of them, on a ROI as large "
+        "as the object; auto: as the checkpoint says, else baseline",
     )
     parser.add_argument(
         "--seed",
@@ -77,16 +83,18 @@ def checkpoint_path(args: argparse.Namespace) -> Path:
     return path
 
 
-def load_model(args: argparse.Namespace) -> tuple["Sam3D", str]:
-    """The network on its device, and the policy to use.
+def load_model(
+    args: argparse.Namespace,
+) -> tuple["Sam3D", Callable[["Case"], "np.ndarray"]]:
+    """The network on its device, and what segments a case with it, as the options say.
 
     Raises:
         FileNotFoundError: There is no checkpoint.
         ValueError: The checkpoint or the device can't be used.
     """
-    from utils.checkpoint import CheckpointError, build_model, read_checkpoint
+    from utils.checkpoint import CheckpointError, build_model, read_checkpoint, settings_of
     from utils.device import choose_device
-    from utils.policy import POLICIES
+    from utils.policy import make_method
 
     path = checkpoint_path(args)
     checkpoint = read_checkpoint(path)
@@ -94,6 +102,7 @@ def load_model(args: argparse.Namespace) -> tuple["Sam3D", str]:
     policy = checkpoint.policy if args.policy == "auto" else args.policy
     if policy not in POLICIES:
         raise CheckpointError(f"{path.name}: expected a policy of {POLICIES}, got {policy!r}")
+    settings = settings_of(checkpoint) if policy == "adaptive" else None
     if args.backend == "medim":
         from utils.medim_backend import build_medim_model
 
@@ -104,4 +113,5 @@ def load_model(args: argparse.Namespace) -> tuple["Sam3D", str]:
     print(f"{path.name}: {args.backend} network, {policy} policy, {args.precision} on {device}")
     for notice in checkpoint.notices:
         print(f"{path.name}: {notice}")
-    return model, policy
+    method = make_method(model, policy, settings, args.seed, args.batch_size, args.precision)
+    return model, method

@@ -1,14 +1,16 @@
 """Policies: how the prompts of a case become calls of the network, and labels again."""
 
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
 import torch
 
+from segment_anything.adaptive import AdaptiveSettings, Mask
 from segment_anything.modeling.sam3D import MASK_THRESHOLD, Sam3D
+from segment_anything.predictor3D import Canvas, SamPredictor3D, autocast
 from segment_anything.prompts import Index3, Prompts
 from segment_anything.roi import (
     Roi,
@@ -20,12 +22,10 @@ from segment_anything.roi import (
     roi_around,
 )
 from utils.case import Case
+from utils.options import POLICIES
 
 TARGET_SPACING = 1.5  # mm; the resolution of the published training data
 PROMPT_RADIUS = 10  # original voxels round a prompt that count as the prompt, as published
-
-POLICIES = ("baseline",)
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,12 @@ def baseline_query(
     label: int, point: tuple[float, float, float], case: Case, size: int, rng: np.random.RandomState
 ) -> Query:
     """Centre the ROI on the cube round the prompt, and draw a voxel of that cube as the point."""
-    sz, sy, sx = case.spacing
-    step = (TARGET_SPACING / sz, TARGET_SPACING / sy, TARGET_SPACING / sx)
+    # An axis of one voxel is not resampled.
+    z, y, x = (
+        TARGET_SPACING / spacing if n > 1 else 1.0
+        for spacing, n in zip(case.spacing, case.shape, strict=True)
+    )
+    step = (z, y, x)
     ranges = []
     for p, t, n in zip(point, step, case.shape, strict=True):
         low, high = max(int(p - PROMPT_RADIUS), 0), min(int(p + PROMPT_RADIUS) + 1, n)
@@ -96,9 +100,7 @@ def predict_rois(model: Sam3D, case: Case, queries: list[Query], precision: str)
     points = torch.tensor([[query.point_roi] for query in queries], dtype=torch.float32)
     labels = torch.ones(len(queries), 1, dtype=torch.int64)
 
-    dtype = PRECISIONS[precision]
-    autocast = nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype)
-    with torch.inference_mode(), autocast:
+    with torch.inference_mode(), autocast(device, precision):
         embedding = model.encode(images[:, None].to(device))
         low_res_mask, _ = model.decode(
             embedding,
@@ -109,29 +111,26 @@ def predict_rois(model: Sam3D, case: Case, queries: list[Query], precision: str)
     return (logits[:, 0] > MASK_THRESHOLD).cpu().numpy()
 
 
-def predict_case(
+def predict_baseline(
     model: Sam3D,
     case: Case,
-    policy: str = "baseline",
     seed: int = 0,
     batch_size: int | None = None,
     precision: str = "fp32",
 ) -> np.ndarray:
-    """Segment the objects of a case.
+    """Segment the objects of a case by the published method.
 
     Args:
         model: In eval mode, on the device to use.
         case: As `read_case` returns it.
-        policy: One of POLICIES.
-        seed: Of the points that `baseline` draws; the same for each case, whatever came before.
+        seed: Of the points that are drawn; the same for each case, whatever came before.
         batch_size: Objects that go through the network together; None: 8 on a GPU, 1 on a CPU,
             where more of them are slower.
-        precision: One of PRECISIONS; other than fp32 it is autocast.
+        precision: One of PRECISIONS.
 
     Returns:
         (D, H, W) uint8, object i of the case as label i, a later object over an earlier one.
     """
-    assert policy in POLICIES, policy
     seg = np.zeros(case.shape, np.uint8) if case.prev_pred is None else case.prev_pred.copy()
     queries = baseline_queries(case, model.img_size, seed)
     batch_size = batch_size or (1 if model.device.type == "cpu" else 8)
@@ -142,3 +141,59 @@ def predict_case(
             # order: the highest label that claims a voxel keeps it.
             np.maximum(seg[region], np.uint8(query.label) * mask, out=seg[region])
     return seg
+
+
+def predict_adaptive(predictor: SamPredictor3D, case: Case) -> np.ndarray:
+    """Segment the objects of a case by all their prompts (`segment_anything.adaptive`).
+
+    Args:
+        predictor: Keeps the embeddings for further rounds on the same image.
+        case: As `read_case` returns it.
+
+    Returns:
+        (D, H, W) uint8, object i of the case as label i, each voxel that of the highest logit.
+    """
+    if predictor.volume is not case.image or predictor.spacing != case.spacing:
+        predictor.set_image(case.image, case.spacing)
+    canvas = Canvas(case.shape)
+    objects = zip(case.objects, previous_masks(case), strict=True)
+    for label, prediction in enumerate(predictor.segment(list(objects)), 1):
+        canvas.paint(label, prediction)
+    return canvas.seg
+
+
+def previous_masks(case: Case) -> list[Mask | None]:
+    """Each object in prev_pred; None where it is not."""
+    from scipy import ndimage
+
+    if case.prev_pred is None:
+        return [None] * len(case.objects)
+    regions = ndimage.find_objects(case.prev_pred, max_label=len(case.objects))
+    return [
+        None if region is None else Mask(region, case.prev_pred[region] == label)
+        for label, region in enumerate(regions, 1)
+    ]
+
+
+def make_method(
+    model: Sam3D,
+    policy: str = "baseline",
+    settings: AdaptiveSettings | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    precision: str = "fp32",
+) -> Callable[[Case], np.ndarray]:
+    """What turns a case into its (D, H, W) uint8 labels.
+
+    Args:
+        model: In eval mode, on the device to use.
+        policy: One of POLICIES.
+        settings: Of the adaptive policy.
+        seed: Of the points that baseline draws.
+        batch_size: Objects that go through the network together; None: 8 on a GPU, 1 on a CPU.
+        precision: One of PRECISIONS.
+    """
+    assert policy in POLICIES, policy
+    if policy == "adaptive":
+        return partial(predict_adaptive, SamPredictor3D(model, settings, precision, batch_size))
+    return partial(predict_baseline, model, seed=seed, batch_size=batch_size, precision=precision)

@@ -8,6 +8,7 @@ A prepared case is a .npz file that is not compressed, so that its volumes can b
     labels          (n,) those in gts, ascending
     label_boxes     (n, 3, 2) their bounding boxes, half-open [start, stop) in (z, y, x)
     label_counts    (n,) their voxels
+    is_native       whether the grid is that of the source, and not resampled; absent: it is not
     source          sha256 of the source's fingerprint and of how it was prepared
 """
 
@@ -26,10 +27,15 @@ COLUMNS = ("labels", "label_boxes", "label_counts")
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """What a prepared file holds beside its volumes; the attributes are named as its keys."""
+    """What a prepared file holds beside its volumes; the attributes are named as its keys.
+
+    `spacing` is (z, y, x) in mm, as anywhere outside of files.
+    """
 
     path: Path
     shape: tuple[int, ...]
+    spacing: tuple[float, float, float]
+    is_native: bool
     labels: np.ndarray
     label_boxes: np.ndarray
     label_counts: np.ndarray
@@ -41,6 +47,7 @@ def write_prepared(
     gts: np.ndarray,
     spacing: tuple[float, float, float],
     source: bytes,
+    is_native: bool = False,
 ) -> None:
     """Write a prepared case, whole or not at all.
 
@@ -50,6 +57,7 @@ def write_prepared(
         gts: (D, H, W) integer labels from 0 on.
         spacing: (z, y, x) in mm.
         source: Tells contents and ways to prepare them apart.
+        is_native: Whether the grid is that of the source.
 
     Raises:
         CaseError: There are no labels.
@@ -68,6 +76,7 @@ def write_prepared(
             labels=values.astype(np.int64),
             label_boxes=boxes,
             label_counts=counts,
+            is_native=np.array(is_native),
             source=np.frombuffer(source, np.uint8),
         )
 
@@ -100,7 +109,12 @@ def read_prepared(path: Path) -> PreparedCase:
             is_inside.all()
         ):
             raise CaseError(f"expected boxes of integers within {image.shape}")
-        return PreparedCase(path, image.shape, labels, boxes, counts)
+        spacing, is_native = (read_array(archive, key) for key in ("spacing", "is_native"))
+        if spacing is None or spacing.shape != (3,) or not (spacing > 0).all():
+            raise CaseError("expected spacing as 3 positive numbers in mm")
+        x, y, z = spacing.tolist()
+        native = is_native is not None and bool(is_native.all())
+        return PreparedCase(path, image.shape, (z, y, x), native, labels, boxes, counts)
 
     return read_npz(path, parse)
 

@@ -15,9 +15,9 @@ import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from segment_anything.predictor3D import autocast
 from utils.click_loop import LoopOutput, dice
 from utils.dataset import Batch, EpochSampler, round_without_point
-from utils.policy import PRECISIONS
 from utils.prepared import PreparedCase
 from utils.processes import Processes
 from utils.train_state import Progress, TrainState
@@ -95,7 +95,8 @@ class Loop:
     """What stays the same while training.
 
     Attributes:
-        step: A ClickLoop, wrapped in DistributedDataParallel where there are several processes.
+        step: A ClickLoop or an AdaptiveLoop, wrapped in DistributedDataParallel where there are
+            several processes.
         batches: Makes the batches, on the device, in the order of `sampler`.
         sampler: Of this process.
         processes: This one and its peers.
@@ -211,13 +212,14 @@ def _train_step(
     loop: Loop, state: TrainState, batch: Batch, index: int, window: int, is_last: bool
 ) -> LoopOutput:
     """Forward and backward of the batch `index` of an epoch, one of `window` batches."""
-    without_point = round_without_point(loop.seed, state.progress.epoch, index)
+    how: tuple[Any, ...] = batch.start
+    if not how:
+        how = (round_without_point(loop.seed, state.progress.epoch, index),)
     synchronised: AbstractContextManager = nullcontext()
     if isinstance(loop.step, DistributedDataParallel) and not is_last:
         synchronised = loop.step.no_sync()
-    precision, is_cast = PRECISIONS[loop.precision], loop.precision != "fp32"
     with synchronised:
-        with torch.autocast(loop.processes.device.type, precision, enabled=is_cast):
-            output = loop.step(batch.image, batch.truth, batch.draws, without_point)
+        with autocast(loop.processes.device, loop.precision):
+            output = loop.step(batch.image, batch.truth, batch.draws, *how)
         state.scaler.scale(output.loss / window).backward()
     return output

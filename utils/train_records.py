@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.memory import peak_gb
+from utils.policy import make_method
 from utils.train_log import VALIDATION
 from utils.train_loop import Loop
 from utils.train_state import DICE_BEST, LATEST, LOSS_BEST, TrainState
@@ -62,10 +63,11 @@ def validate_epoch(state: TrainState, loop: Loop, cases: Path) -> tuple[str, ...
     progress = state.progress
     if not progress.log or VALIDATION[0] in progress.log[-1]:
         return ()
+    segment = make_method(state.model, state.policy, state.settings, precision=loop.precision)
     means = validate(
         state.model,
+        segment,
         sorted(cases.rglob("*.npz")),
-        loop.precision,
         loop.processes,
         lambda: loop.stop.number != 0,
     )

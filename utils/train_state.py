@@ -11,11 +11,12 @@ import torch
 from torch.optim import AdamW, Optimizer, lr_scheduler
 
 from segment_anything import Sam3D, sam_model_registry3D
+from segment_anything.adaptive import AdaptiveSettings
 from utils.checkpoint import (
-    BOX_EMBEDDINGS,
     Checkpoint,
     CheckpointError,
     check_tensors,
+    lacks_box_embeddings,
     read_checkpoint,
     read_plain,
 )
@@ -25,7 +26,7 @@ from utils.options import SCHEDULERS
 LATEST, LOSS_BEST, DICE_BEST = (
     f"sam_model_{which}.pth" for which in ("latest", "loss_best", "dice_best")
 )
-PROMPT_AND_DECODER_LR = 0.1  # of the image encoder's, as published
+PROMPT_AND_DECODER_LR = 0.1  # of the image encoder's, as published for fine-tuning
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Progress:
 
 @dataclass
 class TrainState:
-    """All that an optimizer step changes, and the network's description."""
+    """All that an optimizer step changes, the network's description, and how it is to be used."""
 
     model: Sam3D
     model_type: str
@@ -67,12 +68,23 @@ class TrainState:
     optimizer: Optimizer
     scheduler: lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
+    policy: str = "baseline"
+    settings: AdaptiveSettings = field(default_factory=AdaptiveSettings)
     progress: Progress = field(default_factory=Progress)
 
 
-def make_optimizer(model: Sam3D, lr: float, weight_decay: float) -> Optimizer:
-    """AdamW with the published groups, in the published order."""
-    others = {"lr": PROMPT_AND_DECODER_LR * lr}
+def make_optimizer(
+    model: Sam3D, lr: float, weight_decay: float, others_lr: float = PROMPT_AND_DECODER_LR
+) -> Optimizer:
+    """AdamW with the published groups, in the published order.
+
+    Args:
+        model: To be trained.
+        lr: Of the image encoder.
+        weight_decay: Of all parts.
+        others_lr: Of prompt encoder and mask decoder, over `lr`.
+    """
+    others = {"lr": others_lr * lr}
     groups: list[dict[str, Any]] = [
         {"params": list(model.image_encoder.parameters())},
         {"params": list(model.prompt_encoder.parameters()), **others},
@@ -160,7 +172,8 @@ def save_state(path: Path, state: TrainState, options: Mapping[str, Any]) -> Non
         "model_state_dict": state.model.state_dict(),
         "model_type": state.model_type,
         "model_args": state.model_args,
-        "policy": "baseline",
+        "policy": state.policy,
+        "policy_args": asdict(state.settings),
         "optimizer_state_dict": state.optimizer.state_dict(),
         "lr_scheduler_state_dict": state.scheduler.state_dict(),
         "scaler_state_dict": state.scaler.state_dict(),
@@ -182,7 +195,7 @@ def read_state(path: Path) -> dict[str, Any]:
     needed = ("model_state_dict", "optimizer_state_dict", "lr_scheduler_state_dict", "epoch")
     if missing := [key for key in needed if key not in content]:
         raise CheckpointError(f"{path}: can't be resumed: expected {', '.join(missing)}, got none")
-    if any(name not in content["model_state_dict"] for name in BOX_EMBEDDINGS):
+    if lacks_box_embeddings(content["model_state_dict"]):
         raise CheckpointError(
             f"{path}: made before boxes (2 point embeddings), so its run can't be resumed; begin "
             f"another one from it with --checkpoint"

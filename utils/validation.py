@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from segment_anything import Sam3D
-from utils.case import read_labelled_case
+from utils.case import Case, read_labelled_case
 from utils.metrics import auc
-from utils.policy import predict_case
 from utils.processes import Processes
 from utils.protocol import Prediction, Request, play
 from utils.report.results import collect
@@ -19,17 +18,17 @@ from utils.train_log import VALIDATION
 
 def validate(
     model: Sam3D,
+    segment: Callable[[Case], np.ndarray],
     paths: list[Path],
-    precision: str,
     processes: Processes,
     is_stopped: Callable[[], bool],
 ) -> dict[str, float] | None:
-    """Play the protocol with the baseline policy; the processes share the cases.
+    """Play the protocol; the processes share the cases.
 
     Args:
         model: In training mode, before and after.
+        segment: Predicts with it.
         paths: Cases with gts. One that fails is named and left out.
-        precision: One of PRECISIONS.
         processes: All of which call this.
         is_stopped: Whether to leave the rest.
 
@@ -39,7 +38,7 @@ def validate(
     """
 
     def predict(request: Request) -> Prediction:
-        return Prediction(predict_case(model, request.case, precision=precision), 0.0)
+        return Prediction(segment(request.case), 0.0)
 
     rows = []
     model.eval()

@@ -48,6 +48,19 @@ class Workers:
             self._store.set("decision", str(decision))
         return int(self._store.get("decision"))
 
+    def collect(self, text: str) -> list[str]:
+        """What each process gives, in the order of their ranks, once all have come here.
+
+        None leaves before: torchrun ends the others when one exits with an error.
+        """
+        if self.count == 1:
+            return [text]
+        self._store.set(f"collected/{self.rank}", text)
+        keys = [f"collected/{rank}" for rank in range(self.count)]
+        while not self._store.check(keys):
+            time.sleep(POLL_SECONDS)
+        return [self._store.get(key).decode() for key in keys]
+
     def finish(self) -> bool:
         """True in the first process, once all have come here; False in the others."""
         if self.count == 1:

@@ -1,0 +1,417 @@
+"""The adaptive policy for one object: where to look, what to ask, and what the answers amount to.
+
+Nothing here runs a network or reads a file: `segment_object` yields queries, is sent the answers,
+and returns the object's logits. Bounds are (2, 3) arrays, the lower and upper edges of a region
+along (z, y, x) in voxels of the original volume: voxel i reaches from i to i + 1.
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from segment_anything.modeling.sam3D import MASK_THRESHOLD
+from segment_anything.prompts import Click, Index3, Prompts, Region
+from segment_anything.roi import Roi, crop_roi_nearest, sample_linear
+
+ROI_FACTOR = 1.8  # sides of the ROI over those of the box
+ROI_SPACING = 1.5  # mm; of the ROI's voxels where only a click says where the object is
+MIN_ROI_VOXELS = 8.0  # original ones, along each side of the ROI
+MIN_CLICKED = 1 / 3  # least side without a box, over that of the first click's ROI
+SIDE_RATIO = 1.25  # between the sides that a ROI without a box may have
+EXTENSION = 0.25  # of its sides, by which a ROI grows until it holds what it must
+MARGIN = 1 / 16  # of its sides: nearer to the border than that needs an extension
+MAX_GROWTHS = 2  # times that an object is predicted again since its mask touches the border
+COARSE = 2.0  # original voxels per ROI voxel; above, clicks are refined in pieces
+PIECE = 0.5  # sides of a piece over those of the ROI
+PIECE_BLEND = 0.25  # of a piece's side, from its border inwards, over which it fades in
+KEPT_LOGIT = 1.0  # of what is kept as it was since there is nothing to ask
+
+
+@dataclass(frozen=True)
+class AdaptiveSettings:
+    """What a checkpoint was trained with, and inference obeys.
+
+    Attributes:
+        roi_factor: Sides of the ROI over those of the box.
+        roi_spacing: In mm; of the ROI's voxels where there are only clicks.
+        normalisation: Of the ROI; `zscore`, that of `segment_anything.roi.normalise`.
+    """
+
+    roi_factor: float = ROI_FACTOR
+    roi_spacing: float = ROI_SPACING
+    normalisation: str = "zscore"
+
+    def __post_init__(self) -> None:
+        for name in ("roi_factor", "roi_spacing"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 < value < 1000:
+                raise ValueError(f"expected {name} as a number above 0, got {value!r}")
+        if self.normalisation != "zscore":
+            raise ValueError(f"expected the normalisation zscore, got {self.normalisation!r}")
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A (D, H, W) bool part of a volume, which is False elsewhere."""
+
+    region: Region
+    inside: np.ndarray
+
+    @property
+    def bounds(self) -> np.ndarray | None:
+        """Of the True voxels, None if there are none."""
+        bounds = bounds_of(self.inside)
+        return None if bounds is None else bounds + [part.start for part in self.region]
+
+    def crop(self, roi: Roi) -> np.ndarray:
+        """Nearest to the voxels of a ROI."""
+        z, y, x = (part.start for part in self.region)
+        return crop_roi_nearest(self.inside, roi, origin=(z, y, x)).astype(bool)
+
+
+@dataclass(frozen=True)
+class Query:
+    """What the network is asked: the prompts in voxels of the ROI, the mask in those of the mask.
+
+    Attributes:
+        roi: To look at.
+        points: (N, 3) float32.
+        labels: (N,) int64, as PromptEncoder3D.forward takes them.
+        mask: (M, M, M) bool.
+    """
+
+    roi: Roi
+    points: np.ndarray
+    labels: np.ndarray
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Answer:
+    """(M, M, M) float32 logits, and their predicted IoU."""
+
+    logits: np.ndarray
+    iou: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An object on the original grid.
+
+    Attributes:
+        shape: (D, H, W) of the volume.
+        region: Holds the whole object.
+        region_logits: There, float16; the object is where they are above MASK_THRESHOLD.
+        iou: As the network estimates it.
+    """
+
+    shape: Index3
+    region: Region
+    region_logits: np.ndarray
+    iou: float
+
+    @property
+    def kept(self) -> Mask:
+        return Mask(self.region, self.region_logits > MASK_THRESHOLD)
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(D, H, W) bool"""
+        mask = np.zeros(self.shape, bool)
+        mask[self.region] = self.region_logits > MASK_THRESHOLD
+        return mask
+
+    @property
+    def logits(self) -> np.ndarray:
+        """(D, H, W) float32, -inf beyond the region."""
+        logits = np.full(self.shape, -np.inf, np.float32)
+        logits[self.region] = self.region_logits
+        return logits
+
+
+@dataclass(frozen=True)
+class Patch:
+    """The network's logits on a ROI; `roi` is that of the ROI in voxels of the mask."""
+
+    roi: Roi
+    logits: np.ndarray
+
+
+def bounds_of(mask: np.ndarray) -> np.ndarray | None:
+    """Of the True voxels of a (D, H, W) bool array, None if there are none."""
+    planes = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    if not len(planes[0]):
+        return None
+    return np.array([[p[0] for p in planes], [p[-1] + 1 for p in planes]], float)
+
+
+def around(core: np.ndarray, factor: float, least: np.ndarray | float = 0.0) -> np.ndarray:
+    """Bounds with the middle of `core`, `factor` times its sides, and no side too short."""
+    side = np.maximum(factor * (core[1] - core[0]), np.maximum(least, MIN_ROI_VOXELS))
+    return core.mean(axis=0) + np.outer([-0.5, 0.5], side)
+
+
+def union(*parts: np.ndarray) -> np.ndarray:
+    return np.stack([np.min([p[0] for p in parts], 0), np.max([p[1] for p in parts], 0)])
+
+
+def extend(base: np.ndarray, needed: np.ndarray) -> np.ndarray:
+    """Bounds that hold `needed` with a margin: `base`, moved outwards by whole EXTENSIONs.
+
+    In steps, so that the ROI stands, and with it its embedding, while little changes.
+    """
+    side = base[1] - base[0]
+    beyond = np.stack([base[0] - needed[0], needed[1] - base[1]]) + MARGIN * side
+    steps = np.ceil(np.maximum(beyond, 0) / (EXTENSION * side))
+    return base + np.stack([-steps[0], steps[1]]) * EXTENSION * side
+
+
+def snap(bounds: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """Bounds about as large and at the same place, out of few: sides `least` * SIDE_RATIO^k."""
+    side = bounds[1] - bounds[0]
+    power = np.ceil(np.log(np.maximum(side / least, 1.0)) / np.log(SIDE_RATIO) - 1e-6)
+    side = least * SIDE_RATIO**power
+    middle = np.round(bounds.mean(axis=0) / (side / 8)) * (side / 8)
+    return middle + np.outer([-0.5, 0.5], side)
+
+
+def choose_bounds(
+    prompts: Prompts,
+    kept: np.ndarray | None,
+    size: int,
+    shape: Index3,
+    spacing: Sequence[float],
+    settings: AdaptiveSettings,
+) -> np.ndarray | None:
+    """Where to look for an object.
+
+    Args:
+        prompts: In voxels of the original volume.
+        kept: Bounds of the mask so far, None if it is empty.
+        size: Voxels along the side of the ROI.
+        shape: (D, H, W) of the volume.
+        spacing: (z, y, x) in mm.
+        settings: Of the checkpoint.
+
+    Returns:
+        Round the box, `roi_factor` times as large. Without one, round the first foreground click
+        at `roi_spacing`, but with no side longer than the volume's; and once there is a mask,
+        round mask and foreground clicks. Extended so that the mask and all clicks are inside.
+        None where there is neither box, nor mask, nor foreground click.
+    """
+    points = [
+        (click.is_foreground, np.add.outer([0.0, 1.0], click.point)) for click in prompts.clicks
+    ]
+    found = [point for is_foreground, point in points if is_foreground]
+    clicked = np.minimum(size * settings.roi_spacing / np.asarray(spacing), shape)
+    if prompts.box is not None:
+        box = np.array([prompts.box.start, prompts.box.stop], float)
+        base = around(box, settings.roi_factor)
+    elif kept is not None:
+        least = MIN_CLICKED * clicked
+        core = union(kept, *found)
+        base = snap(around(core, settings.roi_factor, least), least)
+    elif found:
+        base = around(found[0], 1.0, clicked)
+    else:
+        return None
+    needed = [point for _, point in points] + ([] if kept is None else [kept])
+    return extend(base, union(*needed)) if needed else base
+
+
+def roi_of(bounds: np.ndarray, size: int, stride: int, shape: Index3) -> Roi:
+    """The ROI of `size` voxels a side that looks at `bounds`.
+
+    It begins at a whole voxel of the mask, which is `stride` times as wide.
+    """
+    step = (bounds[1] - bounds[0]) / size
+    start = np.round(bounds[0] / (stride * step)).astype(int) * stride
+    (z, y, x), (tz, ty, tx) = start.tolist(), step.tolist()
+    return Roi(size, (z, y, x), (tz, ty, tx), shape)
+
+
+def points_in(prompts: Prompts, roi: Roi) -> tuple[np.ndarray, np.ndarray]:
+    """The prompts that touch a ROI, in its voxels -> points (N, 3) float32, labels (N,) int64.
+
+    Lower and upper corner of the box (labels 2 and 3), as the ROI's voxels inside it; then the
+    clicks in the order in which they were made.
+    """
+    step, start = np.array(roi.step), np.array(roi.start)
+    points: list[np.ndarray] = []
+    labels: list[int] = []
+    if prompts.box is not None:
+        points += [prompts.box.start / step - start, prompts.box.stop / step - start - 1]
+        labels += [2, 3]
+    for click in prompts.clicks:
+        point = (np.array(click.point) + 0.5) / step - 0.5 - start
+        if ((-0.5 <= point) & (point <= roi.size - 0.5)).all():
+            points.append(point)
+            labels.append(int(click.is_foreground))
+    return np.array(points, np.float32).reshape(-1, 3), np.array(labels, np.int64)
+
+
+def touched(logits: np.ndarray, roi: Roi) -> np.ndarray:
+    """(2, 3) bool: at which faces of its ROI a mask lies, other than at those of the volume."""
+    faces = np.zeros((2, 3), bool)
+    for axis in range(3):
+        _, inside = roi.positions(axis)
+        for side, at in ((0, 0), (1, -1)):
+            plane = np.take(logits, at, axis=axis)
+            beyond = roi.start[axis] > 0 if side == 0 else _ends_before(roi, axis)
+            faces[side, axis] = beyond and inside[at] and (plane > MASK_THRESHOLD).any()
+    return faces
+
+
+def _ends_before(roi: Roi, axis: int) -> bool:
+    """Whether the volume goes on beyond the upper face of a ROI."""
+    return (roi.start[axis] + roi.size) * roi.step[axis] < roi.shape[axis]
+
+
+def piece_bounds(bounds: np.ndarray, point: Index3) -> np.ndarray:
+    """Of a piece round a voxel, within `bounds`, with its proportions."""
+    side = PIECE * (bounds[1] - bounds[0])
+    low = np.clip(np.array(point) + 0.5 - side / 2, bounds[0], bounds[1] - side)
+    return np.stack([low, low + side])
+
+
+def segment_object(
+    prompts: Prompts,
+    previous: Mask | None,
+    shape: Index3,
+    spacing: Sequence[float],
+    size: int,
+    mask_size: int,
+    settings: AdaptiveSettings,
+) -> Generator[Query, Answer, Prediction]:
+    """Segment an object by asking the network.
+
+    The whole object is asked for on one ROI, on a larger one while the mask touches its border.
+    Then, on pieces of the ROI round the clicks, finer: where the ROI is coarser than the volume,
+    and where a clicked voxel has not become what was asked.
+
+    Args:
+        prompts: In voxels of the original volume.
+        previous: The mask before the last prompts, if there is one.
+        shape: (D, H, W) of the volume.
+        spacing: (z, y, x) in mm.
+        size: Voxels along the side of the ROI.
+        mask_size: Voxels along the side of the network's masks; divides `size`.
+        settings: Of the checkpoint.
+    """
+    stride = size // mask_size
+    kept = previous.bounds if previous is not None else None
+    bounds = choose_bounds(prompts, kept, size, shape, spacing, settings)
+    if bounds is None:
+        return unchanged(previous, shape)
+    for growth in range(MAX_GROWTHS + 1):
+        roi = roi_of(bounds, size, stride, shape)
+        low_roi = roi.coarse(stride)
+        mask = np.zeros([mask_size] * 3, bool) if previous is None else previous.crop(low_roi)
+        answer = yield Query(roi, *points_in(prompts, roi), mask)
+        whole = Patch(low_roi, answer.logits)
+        faces = touched(answer.logits, low_roi)
+        if growth == MAX_GROWTHS or not faces.any():
+            break
+        outwards = faces * [[-1.0], [1.0]]
+        bounds = bounds + outwards * EXTENSION * (bounds[1] - bounds[0])
+
+    patches = [whole]
+    is_coarse = max(roi.step) > COARSE
+    for click in prompts.clicks:
+        if not is_coarse and is_obeyed(click, patches):
+            continue
+        piece = roi_of(piece_bounds(bounds, click.point), size, stride, shape)
+        piece_low = piece.coarse(stride)
+        positions = [piece_low.positions(axis)[0] for axis in range(3)]
+        mask = render(patches, positions) > MASK_THRESHOLD
+        piece_answer = yield Query(piece, *points_in(prompts, piece), mask)
+        patches.append(Patch(piece_low, piece_answer.logits))
+    return assemble(patches, shape, answer.iou)
+
+
+def unchanged(previous: Mask | None, shape: Index3) -> Prediction:
+    """The mask so far as a prediction."""
+    if previous is None:
+        return Prediction(shape, (slice(0, 0),) * 3, np.zeros((0, 0, 0), np.float16), 0.0)
+    logits = np.where(previous.inside, KEPT_LOGIT, -KEPT_LOGIT).astype(np.float16)
+    return Prediction(shape, previous.region, logits, 1.0)
+
+
+def assemble(patches: Sequence[Patch], shape: Index3, iou: float) -> Prediction:
+    """The patches on the original grid, on the smallest region of it that holds the object."""
+    found = [bounds for patch in patches if (bounds := _positive_bounds(patch)) is not None]
+    if not found:
+        return Prediction(shape, (slice(0, 0),) * 3, np.zeros((0, 0, 0), np.float16), iou)
+    low, high = union(*found)
+    z, y, x = (
+        slice(max(int(np.floor(first)), 0), min(int(np.ceil(last)), n))
+        for first, last, n in zip(low, high, shape, strict=True)
+    )
+    positions = [np.arange(part.start, part.stop, dtype=float) for part in (z, y, x)]
+    return Prediction(shape, (z, y, x), render(patches, positions).astype(np.float16), iou)
+
+
+def _positive_bounds(patch: Patch) -> np.ndarray | None:
+    """Of the voxels that interpolation can make foreground."""
+    positive = bounds_of(patch.logits > MASK_THRESHOLD)
+    if positive is None:
+        return None
+    grown = positive + [[-1.0], [1.0]]
+    return (np.clip(grown, 0, patch.roi.size) + patch.roi.start) * patch.roi.step
+
+
+def render(patches: Sequence[Patch], positions: Sequence[np.ndarray]) -> np.ndarray:
+    """Logits of an object where rows of original voxel coordinates cross -> float32.
+
+    The first patch holds everywhere; each further one counts fully in its middle, and fades
+    towards its borders.
+    """
+    first, *pieces = patches
+    logits = _interpolate(first, positions)
+    for piece in pieces:
+        weights = [_fade(piece.roi, axis, position) for axis, position in enumerate(positions)]
+        part = tuple(_span(weight) for weight in weights)
+        inside = [position[p] for position, p in zip(positions, part, strict=True)]
+        if not all(len(position) for position in inside):
+            continue
+        z, y, x = (weight[p] for weight, p in zip(weights, part, strict=True))
+        weight = z[:, None, None] * y[:, None] * x
+        logits[part] += weight * (_interpolate(piece, inside) - logits[part])
+    return logits
+
+
+def is_obeyed(click: Click, patches: Sequence[Patch]) -> bool:
+    """Whether the clicked voxel is what the click says."""
+    logit = render(patches, [np.array([float(p)]) for p in click.point]).item()
+    return (logit > MASK_THRESHOLD) == click.is_foreground
+
+
+def _interpolate(patch: Patch, positions: Sequence[np.ndarray]) -> np.ndarray:
+    """Linear; at the volume's border without the voxels beyond, where there is nothing to see."""
+    roi, rows = patch.roi, []
+    for axis, position in enumerate(positions):
+        row = (position + 0.5) / roi.step[axis] - 0.5 - roi.start[axis]
+        inside = np.flatnonzero(roi.positions(axis)[1])
+        rows.append(row.clip(inside[0], inside[-1]) if len(inside) else row)
+    return sample_linear(patch.logits, rows).numpy()
+
+
+def _fade(roi: Roi, axis: int, position: np.ndarray) -> np.ndarray:
+    """The weight of a piece along an axis: 0 at its border and beyond, 1 in its middle.
+
+    Where the border is that of the volume, or beyond, it does not fade.
+    """
+    side = roi.size * roi.step[axis]
+    low = (position + 0.5 - roi.start[axis] * roi.step[axis]) / side  # 0..1 from face to face
+    ends = np.full((2, len(position)), np.inf)
+    if roi.start[axis] > 0:
+        ends[0] = low
+    if _ends_before(roi, axis):
+        ends[1] = 1 - low
+    return np.clip(ends.min(axis=0) / PIECE_BLEND, 0, 1).astype(np.float32)
+
+
+def _span(weight: np.ndarray) -> slice:
+    above = np.flatnonzero(weight)
+    return slice(above[0], above[-1] + 1) if len(above) else slice(0, 0)

@@ -1,0 +1,355 @@
+"""Interactive segmentation: an image once, then prompts, each of which costs a decoder pass."""
+
+from collections import OrderedDict
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from segment_anything.adaptive import (
+    AdaptiveSettings,
+    Answer,
+    Mask,
+    Prediction,
+    Query,
+    segment_object,
+)
+from segment_anything.modeling.sam3D import (
+    MASK_THRESHOLD,
+    Embedding,
+    Sam3D,
+    join_embeddings,
+    split_embedding,
+)
+from segment_anything.prompts import Box, Click, Index3, Prompts
+from segment_anything.roi import Roi, crop_roi_averaged, normalise
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CACHE_BYTES = 2**30  # of embeddings; 6 MB each with hybrid_s in float32, 0.8 MB with vit_b_ori
+MAX_UNDO = 16  # predictions of an object that are held
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Compute in one of PRECISIONS; other than fp32 it is autocast."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, PRECISIONS[precision])
+
+
+@dataclass
+class _Step:
+    """An object after a call of `predict`."""
+
+    prompts: Prompts
+    prediction: Prediction
+
+
+@dataclass
+class _Cache:
+    """The embeddings used last, at most `limit` bytes of them (or one)."""
+
+    limit: int
+    held: "OrderedDict[Roi, Embedding]" = field(default_factory=OrderedDict)
+    size: int = 0
+
+    def get(self, roi: Roi) -> Embedding | None:
+        if roi in self.held:
+            self.held.move_to_end(roi)
+        return self.held.get(roi)
+
+    def put(self, roi: Roi, embedding: Embedding) -> None:
+        self.held[roi] = embedding
+        self.size += _bytes_of(embedding)
+        while self.size > self.limit and len(self.held) > 1:
+            _, oldest = self.held.popitem(last=False)
+            self.size -= _bytes_of(oldest)
+
+    def clear(self) -> None:
+        self.held.clear()
+        self.size = 0
+
+
+def _bytes_of(embedding: Embedding) -> int:
+    levels = embedding if isinstance(embedding, tuple) else (embedding,)
+    return sum(level.nbytes for level in levels)
+
+
+class SamPredictor3D:
+    """Holds an image and any number of objects in it.
+
+        predictor = SamPredictor3D(model)
+        predictor.set_image(volume, spacing)
+        prediction = predictor.predict(box=(10, 40, 40, 30, 90, 80))
+        prediction = predictor.predict(points=[(22, 71, 60)], labels=[0])
+        other = predictor.predict(points=[(5, 20, 30)], labels=[1], obj=2)
+        prediction = predictor.undo()
+        seg = predictor.segmentation()
+
+    All coordinates are voxels (z, y, x) of the volume. The policy is `adaptive`
+    (`segment_anything.adaptive`): the ROI follows the prompts, and its embedding is kept, so that
+    a further click costs a decoder pass as long as the ROI stands.
+
+    Memory: the volume itself, `cache_bytes` of embeddings, and for each object MAX_UNDO
+    predictions, each with 2 bytes per voxel of the region that holds the object.
+
+    Args:
+        model: In eval mode, on the device to use.
+        settings: Of its checkpoint.
+        precision: One of PRECISIONS.
+        batch_size: Objects that go through the network together; None: 8 on a GPU, 1 on a CPU.
+        cache_bytes: Of embeddings at most.
+    """
+
+    def __init__(
+        self,
+        model: Sam3D,
+        settings: AdaptiveSettings | None = None,
+        precision: str = "fp32",
+        batch_size: int | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.model = model
+        self.settings = settings or AdaptiveSettings()
+        self.precision = precision
+        self.batch_size = batch_size or (1 if model.device.type == "cpu" else 8)
+        self.volume: np.ndarray | None = None
+        self.spacing = (1.0, 1.0, 1.0)
+        self._cache = _Cache(cache_bytes)
+        self._objects: dict[int, list[_Step]] = {}
+
+    def set_image(
+        self, volume: np.ndarray, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    ) -> None:
+        """Take an image, and forget the one before with its objects.
+
+        Args:
+            volume: (D, H, W) = (z, y, x), uint8 or float32, 0 outside of the body as in the
+                challenge's cases; not copied.
+            spacing: (z, y, x) in mm.
+
+        Raises:
+            ValueError: It can't be used.
+        """
+        if volume.ndim != 3 or volume.size == 0 or volume.dtype not in (np.uint8, np.float32):
+            raise ValueError(
+                f"expected a volume (z, y, x) of uint8 or float32, got shape {volume.shape} of "
+                f"{volume.dtype}"
+            )
+        mm = np.asarray(spacing, float)
+        if mm.shape != (3,) or not (np.isfinite(mm) & (mm > 0)).all():
+            raise ValueError(f"expected spacing as 3 positive numbers in mm, got {spacing}")
+        self.volume = volume
+        z, y, x = mm.tolist()
+        self.spacing = (z, y, x)
+        self._cache.clear()
+        self._objects = {}
+
+    @property
+    def shape(self) -> Index3:
+        d, h, w = self._image().shape
+        return d, h, w
+
+    @property
+    def objects(self) -> tuple[int, ...]:
+        """Those with prompts, in the order of their numbers."""
+        return tuple(sorted(self._objects))
+
+    def predict(
+        self,
+        points: Any = None,
+        labels: Any = None,
+        box: Any = None,
+        mask: np.ndarray | None = None,
+        obj: int = 1,
+    ) -> Prediction:
+        """Add prompts to those of an object, and segment it.
+
+        Args:
+            points: (N, 3) voxels (z, y, x); one that the object has already counts once, with its
+                newest label.
+            labels: (N,), 1 foreground, 0 background.
+            box: Half-open (z0, y0, x0, z1, y1, x1); replaces the object's box.
+            mask: (D, H, W) bool, to go on from instead of what was predicted before.
+            obj: Number of the object, 1 to 255.
+
+        Returns:
+            The object: `mask`, `logits` and `iou`. With no prompts at all, the last prediction.
+
+        Raises:
+            ValueError: A prompt is not in the volume or malformed.
+        """
+        if not 1 <= obj <= 255:
+            raise ValueError(f"expected an object from 1 to 255, got {obj}")
+        steps = self._objects.get(obj, [])
+        prompts = steps[-1].prompts if steps else Prompts()
+        previous = steps[-1].prediction.kept if steps else None
+        added = self._clicks(points, labels)
+        if not added and box is None and mask is None and steps:
+            return steps[-1].prediction
+        if mask is not None:
+            if mask.shape != self.shape or mask.dtype != np.bool_:
+                raise ValueError(
+                    f"expected a mask of bool {self.shape}, got {mask.dtype} {mask.shape}"
+                )
+            previous = Mask((slice(0, None), slice(0, None), slice(0, None)), mask)
+        new = {click.point for click in added}
+        held = tuple(click for click in prompts.clicks if click.point not in new)
+        prompts = Prompts(prompts.box if box is None else self._box(box), held + added)
+        (prediction,) = self.segment([(prompts, previous)])
+        self._objects[obj] = [*steps[1 - MAX_UNDO :], _Step(prompts, prediction)]
+        return prediction
+
+    def undo(self, obj: int = 1) -> Prediction | None:
+        """Take an object's last call of `predict` back; returns what it was before, None if new.
+
+        Raises:
+            ValueError: There is nothing to take back.
+        """
+        if obj not in self._objects:
+            raise ValueError(f"object {obj}: nothing to undo")
+        steps = self._objects[obj]
+        steps.pop()
+        if not steps:
+            del self._objects[obj]
+            return None
+        return steps[-1].prediction
+
+    def reset(self, obj: int) -> None:
+        """Forget an object."""
+        self._objects.pop(obj, None)
+
+    def segmentation(self) -> np.ndarray:
+        """(D, H, W) uint8, each object under its number, a voxel to that with the highest logit."""
+        canvas = Canvas(self.shape)
+        for obj in self.objects:
+            canvas.paint(obj, self._objects[obj][-1].prediction)
+        return canvas.seg
+
+    def segment(self, objects: Sequence[tuple[Prompts, Mask | None]]) -> Iterator[Prediction]:
+        """Segment objects by all their prompts and the mask before the last ones; holds nothing."""
+        for first in range(0, len(objects), self.batch_size):
+            yield from self._segment_together(objects[first : first + self.batch_size])
+
+    def _segment_together(self, objects: Sequence[tuple[Prompts, Mask | None]]) -> list[Prediction]:
+        done: dict[int, Prediction] = {}
+        asking: dict[int, tuple[Generator[Query, Answer, Prediction], Query]] = {}
+
+        def go_on(i: int, generator: Generator[Query, Answer, Prediction], answer: Any) -> None:
+            try:
+                asking[i] = generator, generator.send(answer)
+            except StopIteration as end:
+                done[i] = end.value
+
+        size, mask_size = self.model.img_size, self.model.mask_size
+        for i, (prompts, previous) in enumerate(objects):
+            generator = segment_object(
+                prompts, previous, self.shape, self.spacing, size, mask_size, self.settings
+            )
+            go_on(i, generator, None)
+        while asking:
+            current = dict(asking)
+            asking.clear()
+            answers = self._ask([query for _, query in current.values()])
+            for (i, (generator, _)), answer in zip(current.items(), answers, strict=True):
+                go_on(i, generator, answer)
+        return [done[i] for i in range(len(objects))]
+
+    def _ask(self, queries: Sequence[Query]) -> list[Answer]:
+        with torch.inference_mode(), autocast(self.model.device, self.precision):
+            embeddings = self._embeddings([query.roi for query in queries])
+            # Points that only fill a batch up would be seen by the ViT's decoder.
+            by_count: dict[int, list[int]] = {}
+            for i, query in enumerate(queries):
+                by_count.setdefault(len(query.points), []).append(i)
+            answers: dict[int, Answer] = {}
+            for group in by_count.values():
+                alike = [queries[i] for i in group]
+                answers |= zip(
+                    group, self._decode([embeddings[i] for i in group], alike), strict=True
+                )
+        return [answers[i] for i in range(len(queries))]
+
+    def _decode(self, embeddings: Sequence[Embedding], queries: Sequence[Query]) -> list[Answer]:
+        """Of queries with the same number of points."""
+        device = self.model.device
+        points, labels, masks = (
+            torch.from_numpy(np.stack([getattr(query, name) for query in queries])).to(device)
+            for name in ("points", "labels", "mask")
+        )
+        low_res_mask, iou = self.model.decode(
+            join_embeddings(embeddings), (points, labels), mask_prompt=masks[:, None].float()
+        )
+        logits = low_res_mask[:, 0].float().cpu().numpy()
+        return [Answer(*pair) for pair in zip(logits, iou[:, 0].tolist(), strict=True)]
+
+    def _embeddings(self, rois: Sequence[Roi]) -> list[Embedding]:
+        """Of each ROI, computed where it is not held."""
+        found = {roi: held for roi in rois if (held := self._cache.get(roi)) is not None}
+        missing = [roi for roi in dict.fromkeys(rois) if roi not in found]
+        if missing:
+            crops = [normalise(crop_roi_averaged(self._image(), roi)) for roi in missing]
+            images = torch.stack(crops)[:, None].to(self.model.device)
+            for roi, embedding in zip(
+                missing, split_embedding(self.model.encode(images)), strict=True
+            ):
+                found[roi] = embedding
+                self._cache.put(roi, embedding)
+        return [found[roi] for roi in rois]
+
+    def _image(self) -> np.ndarray:
+        if self.volume is None:
+            raise ValueError("expected an image: call set_image first")
+        return self.volume
+
+    def _clicks(self, points: Any, labels: Any) -> tuple[Click, ...]:
+        if points is None and labels is None:
+            return ()
+        voxels, kinds = np.asarray(points), np.asarray(labels)
+        if voxels.ndim != 2 or voxels.shape[1] != 3 or kinds.shape != voxels.shape[:1]:
+            raise ValueError(
+                f"expected points (N, 3) and labels (N,), got {voxels.shape} and {kinds.shape}"
+            )
+        if not np.isin(kinds, (0, 1)).all():
+            raise ValueError(f"expected labels 0 or 1, got {kinds.tolist()}")
+        rounded = np.floor(voxels)
+        if (rounded != voxels).any() or (rounded < 0).any() or (rounded >= self.shape).any():
+            raise ValueError(f"expected voxels (z, y, x) of {self.shape}, got {voxels.tolist()}")
+        clicks: dict[Index3, Click] = {}
+        for (z, y, x), kind in zip(voxels.tolist(), kinds.tolist(), strict=True):
+            point = (int(z), int(y), int(x))
+            clicks.pop(point, None)
+            clicks[point] = Click(point, kind == 1)
+        return tuple(clicks.values())
+
+    def _box(self, box: Any) -> Box:
+        edges = np.asarray(box)
+        if edges.shape != (6,) or (np.floor(edges) != edges).any():
+            raise ValueError(f"expected a box (z0, y0, x0, z1, y1, x1) of voxels, got {box}")
+        (z0, y0, x0), (z1, y1, x1) = edges.astype(int).reshape(2, 3).tolist()
+        ordered = zip((z0, y0, x0), (z1, y1, x1), self.shape, strict=True)
+        if not all(0 <= low < high <= n for low, high, n in ordered):
+            raise ValueError(f"expected a box that is not empty, within {self.shape}, got {box}")
+        return Box((z0, y0, x0), (z1, y1, x1), (z0 + z1 - 1) // 2)
+
+
+class Canvas:
+    """Labels of several objects, each voxel to the one with the highest logit.
+
+    Attributes:
+        seg: (D, H, W) uint8
+    """
+
+    def __init__(self, shape: Index3) -> None:
+        self.seg = np.zeros(shape, np.uint8)
+        self._highest = np.zeros(shape, np.float16)
+
+    def paint(self, label: int, prediction: Prediction) -> None:
+        """Of equal logits the first one stays."""
+        logits = prediction.region_logits
+        highest = self._highest[prediction.region]
+        wins = logits > np.maximum(highest, MASK_THRESHOLD)
+        highest[wins] = logits[wins]
+        self.seg[prediction.region][wins] = label

@@ -1,0 +1,312 @@
+"""The adaptive recipe: samples as inference meets them, its rounds, and whole runs."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from monai.losses import DiceCELoss
+
+from conftest import TINY_HYBRID, case_arrays
+from segment_anything import sam_model_registry3D
+from segment_anything.adaptive import AdaptiveSettings, choose_bounds, points_in, roi_of
+from segment_anything.prompts import Prompts
+from segment_anything.roi import crop_roi_averaged, crop_roi_nearest, normalise
+from test_train import content_of, numbers, train
+from utils import adaptive_dataset
+from utils.adaptive_dataset import AdaptiveDataset, challenge_box, faulty
+from utils.adaptive_loop import ADAPTIVE_ROUNDS, AdaptiveLoop, error_clicks, iou_of
+from utils.checkpoint import read_checkpoint, settings_of
+from utils.clicks import largest_error_click
+from utils.dataset import collate, find_cases
+from utils.prepared import write_prepared
+
+SHAPE, SPACING = (24, 50, 70), (3.0, 1.0, 0.7)
+SIZE, MASK_SIZE = 32, 16
+
+
+def volumes(seed=0):
+    """A bright ellipsoid, a dark tube and a speck in noise."""
+    rng = np.random.default_rng(seed)
+    z, y, x = np.ogrid[tuple(slice(n) for n in SHAPE)]
+    gts = np.zeros(SHAPE, np.uint8)
+    gts[((z - 11) / 7) ** 2 + ((y - 20) / 12) ** 2 + ((x - 25) / 15) ** 2 <= 1] = 4
+    gts[np.broadcast_to(((y - 38) / 5) ** 2 + ((x - 55) / 6) ** 2 <= 1, SHAPE)] = 9
+    gts[0, 0, :5] = 2
+    image = rng.integers(60, 120, SHAPE) + np.array([0, 0, 0, 0, 80, 0, 0, 0, 0, -50])[gts]
+    return image.astype(np.uint8), gts
+
+
+def write_cases(folder, count=1):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        image, gts = volumes(i)
+        write_prepared(folder / f"{i}.npz", image, gts, SPACING, b"", is_native=True)
+    return folder
+
+
+def dataset_of(folder, **options):
+    cases, failures = find_cases([folder], 20, is_native=True)
+    assert not failures
+    return AdaptiveDataset(
+        cases, SIZE, MASK_SIZE, AdaptiveSettings(), **{"min_voxels": 20} | options
+    )
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Samples with boxes, without jitter, faults, pieces, other axes or other intensities."""
+    for name in ("WITHOUT_BOX", "BEGUN", "PIECES", "ROI_SCALE", "ROI_SHIFT", "INVERTED"):
+        monkeypatch.setattr(adaptive_dataset, name, 0.0)
+    monkeypatch.setattr(adaptive_dataset, "PERMUTED", 0.0)
+    monkeypatch.setattr(adaptive_dataset, "intensity_transforms", lambda: Untouched())
+
+
+class Untouched:
+    def set_random_state(self, seed): ...
+
+    def __call__(self, image):
+        return image
+
+
+def test_a_sample_is_what_inference_makes_of_the_same_prompts(tmp_path, plain):
+    """ROI, resampling, normalisation and prompts, up to flips."""
+    dataset = dataset_of(write_cases(tmp_path))
+    image, gts = volumes()
+    seen = set()
+    for epoch in range(60):
+        rng = np.random.default_rng((0, epoch, 0))
+        sample = dataset[(epoch, 0)]
+        points, labels, mask = sample.start
+        i = rng.permutation(np.array([1, 2]))[0]  # as the dataset draws them
+        label, whole = [2, 4, 9][i], dataset.items[0].label_boxes[i].T.astype(float)
+        rng.random()
+        box = challenge_box(gts, label, whole, rng)
+        bounds = choose_bounds(Prompts(box), None, SIZE, SHAPE, SPACING, AdaptiveSettings())
+        roi = roi_of(bounds, SIZE, 2, SHAPE)
+        expected = normalise(crop_roi_averaged(image, roi))
+        truth = torch.from_numpy(crop_roi_nearest(gts, roi) == label)
+        if torch.equal(sample.truth[0, 0], truth):  # not flipped
+            torch.testing.assert_close(sample.image[0, 0], expected)
+            corners, kinds = points_in(Prompts(box), roi)
+            np.testing.assert_allclose(points[0], corners, atol=1e-5)
+            np.testing.assert_array_equal(labels[0], kinds)
+            assert not mask.any()
+            seen.add(label)
+    assert seen == {4, 9}
+
+
+def test_prompts_follow_the_flips_and_turns(tmp_path):
+    """The truth fills its box along z before turning; clicks lie in it."""
+    dataset = dataset_of(write_cases(tmp_path))
+    kinds = Counter()
+    for epoch in range(80):
+        sample = dataset[(epoch, 0)]
+        points, labels, mask = (t[0].numpy() for t in sample.start)
+        truth = sample.truth[0, 0].numpy()
+        kinds["begun"] += bool(mask.any())
+        if 2 not in labels:
+            (point,) = np.round(points[labels == 1]).astype(int)
+            kinds["click"] += 1
+            around = tuple(slice(max(p - 2, 0), p + 3) for p in point)
+            assert truth[around].any()
+            continue
+        low, high = (np.clip(np.round(points[labels == k][0]), 0, SIZE - 1) for k in (2, 3))
+        assert (low <= high).all()
+        z, y, x = (slice(int(a), int(b) + 1) for a, b in zip(low, high, strict=True))
+        share = truth[z, y, x].sum() / truth.sum()
+        kinds["box"] += 1
+        assert share > 0.75  # the ellipsoid is widest, and the tube the same, in its middle slice
+    assert kinds["box"] > 50 and kinds["click"] > 3 and 15 < kinds["begun"] < 60
+
+
+def test_a_sample_follows_from_seed_epoch_and_case(tmp_path):
+    write_cases(tmp_path, 2)
+    first, same, other = (dataset_of(tmp_path, seed=seed)[(4, 1)] for seed in (0, 0, 1))
+    assert torch.equal(first.image, same.image) and torch.equal(first.draws, same.draws)
+    assert all(torch.equal(a, b) for a, b in zip(first.start, same.start, strict=True))
+    assert not torch.equal(first.draws, other.draws)
+
+
+def test_a_case_of_many_labels_comes_more_than_once(tmp_path):
+    gts = np.arange(1, 101, dtype=np.uint8).repeat(30).reshape(25, 8, 15)
+    write_prepared(tmp_path / "many.npz", gts, gts, SPACING, b"", is_native=True)
+    write_cases(tmp_path)
+    names = Counter(case.path.name for case in dataset_of(tmp_path).items)
+    assert names == {"many.npz": 10, "0.npz": 2}
+
+
+def test_samples_are_filled_up_to_a_batch(tmp_path):
+    dataset = dataset_of(write_cases(tmp_path))
+    samples = [dataset[(epoch, 0)] for epoch in range(30)]
+    assert {s.start[0].shape[1] for s in samples} == {1, 2}
+    points, labels, mask = collate(samples).start
+    assert points.shape == (30, 2, 3) and labels.shape == (30, 2)
+    assert mask.shape == (30, 1, MASK_SIZE, MASK_SIZE, MASK_SIZE)
+    for i, sample in enumerate(samples):
+        count = sample.start[0].shape[1]
+        assert torch.equal(points[i, :count], sample.start[0][0])
+        assert (labels[i, count:] == -1).all()
+
+
+@pytest.mark.parametrize("is_native", [True, False])
+def test_cases_of_the_other_recipe_are_refused(is_native, tmp_path):
+    image, gts = volumes()
+    write_prepared(tmp_path / "a.npz", image, gts, SPACING, b"", is_native=is_native)
+    cases, failures = find_cases([tmp_path], 20, is_native=not is_native)
+    way = "without" if is_native else "with"
+    (message,) = failures.values()
+    assert not cases and message.startswith(f"a.npz: expected a case prepared {way} --native")
+
+
+def test_a_box_is_exact_in_z_and_that_of_the_middle_slice_in_y_and_x():
+    gts = np.zeros((10, 60, 80), np.uint8)
+    gts[1:8, 20:24, 30:36] = 5  # middle slice 4
+    gts[1, 5:50, 10:70] = 5
+    whole = np.array([[1.0, 5, 10], [8, 50, 70]])
+    box = challenge_box(gts, 5, whole, np.random.default_rng(0))
+    assert (box.start, box.stop, box.z_mid) == ((1, 20, 30), (8, 24, 36), 4)
+    gts[1:8, 5:50, 10:70] = 5  # 5 % of 45 and 60 voxels: 0..2 and 0..3 outwards
+    boxes = [challenge_box(gts, 5, whole, np.random.default_rng(seed)) for seed in range(99)]
+    assert {box.start[1] for box in boxes} == {3, 4, 5}
+    assert {box.stop[2] for box in boxes} == {70, 71, 72, 73}
+
+
+def test_a_faulty_mask_is_wrong_in_places_but_not_another_one():
+    truth = np.zeros((16, 16, 16), bool)
+    truth[4:12, 3:13, 5:11] = True
+    masks = [faulty(truth, np.random.default_rng(seed)) for seed in range(40)]
+    shares = [2 * (m & truth).sum() / (m.sum() + truth.sum()) for m in masks]
+    assert min(shares) > 0.1 and 0.5 < np.mean(shares) < 0.97 and np.std(shares) > 0.05
+
+
+def test_clicks_are_the_evaluators_or_random_errors():
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.rand(2, 1, 12, 12, 12, generator=generator) > 0.3
+    pred = torch.rand(2, 1, 12, 12, 12, generator=generator) > 0.7
+    points, labels = error_clicks(pred, truth, torch.tensor([0.0, 0.99]), torch.tensor([0.5, 0.5]))
+    for i in range(2):
+        z, y, x = points[i, 0].long().tolist()
+        assert pred[i, 0, z, y, x] != truth[i, 0, z, y, x] == labels[i, 0]
+    centre = largest_error_click(truth[0, 0].numpy(), pred[0, 0].numpy())
+    assert tuple(points[0, 0].long().tolist()) == centre.point
+    points, labels = error_clicks(truth, truth, torch.zeros(2), torch.tensor([0.1, 0.9]))
+    assert points.shape == (2, 1, 3)  # nothing is wrong, and any voxel may come
+
+
+def loop_and_batch(tmp_path, count=4):
+    torch.manual_seed(0)
+    model = sam_model_registry3D["hybrid_s"](**TINY_HYBRID).train()
+    dataset = dataset_of(write_cases(tmp_path))
+    batch = collate([dataset[(epoch, 0)] for epoch in range(count)])
+    return AdaptiveLoop(model, DiceCELoss(sigmoid=True, squared_pred=True)), batch
+
+
+def test_each_round_sees_all_clicks_before_it_and_the_binary_mask(tmp_path, monkeypatch):
+    loop, batch = loop_and_batch(tmp_path)
+    seen, decode = [], loop.model.decode
+
+    def record(embedding, points, mask_prompt):
+        seen.append((*points, mask_prompt, decode(embedding, points, mask_prompt=mask_prompt)))
+        return seen[-1][-1]
+
+    monkeypatch.setattr(loop.model, "decode", record)
+    output = loop(batch.image, batch.truth, batch.draws, *batch.start)
+    assert len(seen) == ADAPTIVE_ROUNDS == len(output.round_losses)
+    first = batch.start[0].shape[1]
+    is_begun = batch.start[2].flatten(1).any(dim=1)
+    assert is_begun.any() and not is_begun.all()
+    for i, (points, labels, mask, _) in enumerate(seen):
+        assert points.shape[1] == first + i + 1 == labels.shape[1]
+        assert torch.equal(points[:, :first], batch.start[0])
+        assert torch.equal(labels[:, first] >= 0, is_begun)  # a first click corrects a mask
+        assert (labels[:, first + 1 :] >= 0).all()
+        before = batch.start[2] if i == 0 else (seen[i - 1][3][0] > 0).float()
+        assert torch.equal(mask, before) and not mask.requires_grad
+    assert torch.equal(output.clicks.points[2], seen[-1][0][:, first + 2 : first + 3])
+
+
+def test_saving_memory_changes_no_gradient(tmp_path):
+    loop, batch = loop_and_batch(tmp_path)
+    gradients = []
+    for loop.save_memory in (True, False):
+        loop.zero_grad()
+        loop(batch.image, batch.truth, batch.draws, *batch.start).loss.backward()
+        gradients.append([p.grad.clone() for p in loop.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_iou():
+    truth = torch.zeros(2, 1, 4, 4, 4, dtype=torch.bool)
+    truth[:, :, :2] = True
+    logits = torch.where(truth, 1.0, -1.0)
+    logits[1, :, 1:3] = 1.0
+    torch.testing.assert_close(iou_of(logits, truth), torch.tensor([[1.0], [2 / 3]]))
+
+
+OPTIONS = ("--recipe=adaptive", "--roi_factor=1.6", "--others_lr=1")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("ckpt") / "tiny.pth"
+    model = sam_model_registry3D["hybrid_s"](**TINY_HYBRID)
+    content = {"model_type": "hybrid_s", "model_args": TINY_HYBRID}
+    torch.save(content | {"model_state_dict": model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, weights):
+    folder = tmp_path_factory.mktemp("work")
+    val = folder / "val/MR/MR_Some"
+    val.mkdir(parents=True)
+    gts = np.zeros(case_arrays()["imgs"].shape, np.uint8)
+    gts[2:7, 3:9, 4:11], gts[:3, :, 9:] = 1, 2
+    np.savez_compressed(val / "case.npz", **case_arrays(gts=gts))
+    data = write_cases(folder / "data", 3)
+    result = train(weights, data, folder, *OPTIONS, "--val_cases", str(val))
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_a_checkpoint_says_how_it_is_to_be_used(finished):
+    checkpoint = read_checkpoint(finished / "run/sam_model_latest.pth")
+    assert checkpoint.policy == "adaptive" and checkpoint.model_type == "hybrid_s"
+    assert settings_of(checkpoint) == AdaptiveSettings(roi_factor=1.6)
+    assert 0 <= content_of(finished)["log"][-1]["val_DSC_Final"] <= 1
+
+
+def test_a_run_goes_on_to_the_same_losses(finished, weights, tmp_path):
+    data = finished / "data"
+    result = train(weights, data, tmp_path, *OPTIONS, "--num_epochs=1")
+    assert result.returncode == 0, result.stderr
+    result = train(weights, data, tmp_path, *OPTIONS, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert numbers(tmp_path) == numbers(finished)
+
+
+def test_a_run_of_another_recipe_is_not_resumed(finished, weights):
+    result = train(weights, finished / "data", finished, "--resume")
+    assert result.returncode == 2 and "the run is of --recipe adaptive" in result.stderr
+
+
+def test_two_processes_train_as_one_with_the_double_batch(weights, tmp_path):
+    data = write_cases(tmp_path / "data", 3)
+    one, two = tmp_path / "one", tmp_path / "two"
+    result = train(weights, data, one, *OPTIONS, "--batch_size=2")
+    assert result.returncode == 0, result.stderr
+    result = train(weights, data, two, *OPTIONS, "--multi_gpu", "--gpu_ids", "0", "1")
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_allclose(numbers(two), numbers(one), rtol=1e-4)
+
+
+def test_cases_prepared_for_the_published_recipe_stop_a_run(weights, tmp_path):
+    """Cases of the published recipe are refused, with what to do."""
+    image, gts = volumes()
+    (tmp_path / "data").mkdir()
+    write_prepared(tmp_path / "data/a.npz", image, gts, SPACING, b"")
+    result = train(weights, tmp_path / "data", tmp_path, *OPTIONS)
+    assert result.returncode == 1 and "prepared with --native" in result.stderr

@@ -1,0 +1,233 @@
+"""SamPredictor3D: an image once, then prompts, on a tiny network with random weights."""
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import SHAPE, SPACING
+from segment_anything import SamPredictor3D
+from segment_anything.adaptive import Prediction
+from segment_anything.predictor3D import MAX_UNDO, Canvas, _Cache
+from segment_anything.prompts import Box, Click, Prompts
+from segment_anything.roi import Roi
+from utils.case import Case
+from utils.policy import make_method
+
+BOX = (2, 3, 4, 8, 11, 14)
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).integers(1, 256, SHAPE, np.uint8)
+
+
+@pytest.fixture
+def predictor(tiny_hybrid, image):
+    predictor = SamPredictor3D(tiny_hybrid)
+    predictor.set_image(image, SPACING)
+    return predictor
+
+
+@pytest.fixture
+def encoded(predictor, monkeypatch):
+    """The batch sizes of the encoder's calls."""
+    sizes, encode = [], predictor.model.encode
+
+    def count(images):
+        sizes.append(len(images))
+        return encode(images)
+
+    monkeypatch.setattr(predictor.model, "encode", count)
+    return sizes
+
+
+@pytest.fixture
+def contented(tiny_hybrid, monkeypatch):
+    """As if the network always found a ball in the middle of the ROI that obeys each click."""
+    along = torch.arange(16) - 7.5
+    ball = 4 - (along[:, None, None] ** 2 + along[:, None] ** 2 + along**2).sqrt()
+
+    def decode(embedding, points, mask_prompt):
+        return ball.expand(len(points[0]), 1, -1, -1, -1), torch.ones(len(points[0]), 1)
+
+    monkeypatch.setattr(tiny_hybrid, "decode", decode)
+    monkeypatch.setattr("segment_anything.adaptive.is_obeyed", lambda *_: True)
+
+
+def test_a_prediction_is_on_the_original_grid(predictor):
+    prediction = predictor.predict(box=BOX)
+    assert prediction.mask.shape == prediction.logits.shape == SHAPE
+    assert prediction.mask.dtype == np.bool_ and prediction.mask.any()
+    np.testing.assert_array_equal(prediction.mask, prediction.logits > 0)
+    assert isinstance(prediction.iou, float)
+
+
+def test_a_click_costs_no_encoder_pass_while_the_roi_stands(predictor, encoded, contented):
+    first = predictor.predict(box=BOX)
+    assert encoded == [1]
+    inside = np.argwhere(first.mask)[0]
+    predictor.predict(points=[inside], labels=[1])
+    assert encoded == [1]
+    predictor.predict(points=[(9, 13, 17)], labels=[0])  # outside of the ROI, which is extended
+    assert len(encoded) > 1
+
+
+def test_prompts_add_up_and_are_those_of_one_call(predictor):
+    predictor.predict(box=BOX)
+    predictor.predict(points=[(4, 5, 6)], labels=[1])
+    step_by_step = predictor.predict(points=[(4, 9, 9)], labels=[0])
+    mask = predictor._objects[1][-2].prediction.mask
+    at_once = predictor.predict([(4, 5, 6), (4, 9, 9)], [1, 0], BOX, mask, obj=2)
+    np.testing.assert_array_equal(step_by_step.logits, at_once.logits)
+
+
+def test_a_point_given_again_counts_once_with_its_newest_label(predictor):
+    predictor.predict(points=[(4, 5, 6), (4, 9, 9), (4, 5, 6)], labels=[1, 1, 0], box=BOX)
+    assert predictor._objects[1][-1].prompts.clicks == (
+        Click((4, 9, 9), True),
+        Click((4, 5, 6), False),
+    )
+
+
+def test_undo_goes_back_a_call(predictor):
+    first = predictor.predict(box=BOX)
+    predictor.predict(points=[(4, 5, 6)], labels=[1])
+    assert predictor.undo() is first and predictor.predict() is first
+    assert predictor.undo() is None and predictor.objects == ()
+    with pytest.raises(ValueError, match="object 1: nothing to undo"):
+        predictor.undo()
+
+
+def test_what_undo_holds_is_bounded(predictor, contented):
+    for i in range(MAX_UNDO + 3):
+        predictor.predict(points=[(4, 5, i % 18)], labels=[i % 2], box=BOX)
+    assert len(predictor._objects[1]) == MAX_UNDO
+
+
+def test_objects_are_held_side_by_side(predictor):
+    one = predictor.predict(box=BOX, obj=1)
+    other = predictor.predict(points=[(5, 5, 5)], labels=[1], obj=7)
+    assert predictor.objects == (1, 7)
+    seg = predictor.segmentation()
+    assert set(np.unique(seg)) <= {0, 1, 7}
+    np.testing.assert_array_equal(seg > 0, one.mask | other.mask)
+    wins = one.mask & (one.logits >= other.logits)
+    np.testing.assert_array_equal(seg == 1, wins)
+    predictor.reset(7)
+    assert predictor.objects == (1,)
+    np.testing.assert_array_equal(predictor.segmentation() == 1, one.mask)
+
+
+def test_a_new_image_forgets_the_old_one(predictor, image):
+    first = predictor.predict(box=BOX)
+    predictor.set_image(255 - image, SPACING)
+    assert predictor.objects == ()
+    assert not np.array_equal(predictor.predict(box=BOX).logits, first.logits)
+
+
+def prediction_of(region, value):
+    logits = np.full([part.stop - part.start for part in region], value, np.float16)
+    return Prediction(SHAPE, region, logits, 0.5)
+
+
+def test_an_overlap_goes_to_the_higher_logit_whatever_the_order():
+    left = prediction_of((slice(0, 4), slice(0, 6), slice(0, 5)), 1.0)
+    right = prediction_of((slice(0, 4), slice(0, 6), slice(3, 9)), 2.0)
+    for order in ([(1, left), (2, right)], [(2, right), (1, left)]):
+        canvas = Canvas(SHAPE)
+        for label, prediction in order:
+            canvas.paint(label, prediction)
+        assert (canvas.seg[:4, :6, :3] == 1).all() and (canvas.seg[:4, :6, 3:9] == 2).all()
+    canvas.paint(3, prediction_of((slice(0, 9), slice(0, 9), slice(0, 9)), -1.0))
+    assert not (canvas.seg == 3).any()
+
+
+@pytest.mark.parametrize("name", ["tiny_hybrid", "tiny_model"])
+def test_a_case_is_the_same_in_any_batch_size_and_as_the_predictor_says(name, request, image):
+    model = request.getfixturevalue(name)
+    prev_pred = np.zeros(SHAPE, np.uint8)
+    prev_pred[3:6, 4:9, 5:12], prev_pred[0:2, 9:14, 0:4] = 1, 3
+    objects = (
+        Prompts(Box((2, 3, 4), (8, 11, 14), 4), (Click((4, 5, 6), True),)),
+        Prompts(None, (Click((7, 8, 9), True),)),
+        Prompts(None, (Click((1, 2, 3), False),)),
+        Prompts(),
+    )
+    case = Case("case.npz", image, SPACING, objects, 2, prev_pred)
+    seg = make_method(model, "adaptive", batch_size=1)(case)
+    assert seg.dtype == np.uint8 and seg.shape == SHAPE and set(np.unique(seg)) <= {0, 1, 2, 3}
+    np.testing.assert_array_equal(seg, make_method(model, "adaptive", batch_size=1)(case))
+    together = make_method(model, "adaptive", batch_size=4)(case)
+    assert (seg == together).mean() > 0.999  # a batch rounds differently
+    predictor = SamPredictor3D(model)
+    predictor.set_image(image, SPACING)
+    predictor.predict([(4, 5, 6)], [1], BOX, prev_pred == 1, obj=1)
+    predictor.predict([(7, 8, 9)], [1], obj=2)
+    predictor.predict([(1, 2, 3)], [0], mask=prev_pred == 3, obj=3)
+    np.testing.assert_array_equal(predictor.segmentation(), seg)
+
+
+def test_rounds_on_one_image_keep_its_embeddings(tiny_hybrid, image, contented, monkeypatch):
+    calls, encode = [], tiny_hybrid.encode
+    monkeypatch.setattr(tiny_hybrid, "encode", lambda x: calls.append(len(x)) or encode(x))
+    segment = make_method(tiny_hybrid, "adaptive")
+    prompts = Prompts(Box((2, 3, 4), (8, 11, 14), 4))
+    first = segment(Case("a.npz", image, SPACING, (prompts,), 1))
+    z, y, x = np.argwhere(first)[0].tolist()
+    clicked = Prompts(prompts.box, (Click((z, y, x), True),))
+    segment(Case("a.npz", image, SPACING, (clicked,), 2, first))
+    assert calls == [1]
+    segment(Case("b.npz", image.copy(), SPACING, (prompts,), 1))
+    assert calls == [1, 1]
+
+
+def test_the_cache_of_embeddings_is_bounded_and_keeps_the_newest():
+    cache = _Cache(limit=3 * 40)
+    rois = [Roi(8, (i, 0, 0), (1.0, 1.0, 1.0), SHAPE) for i in range(5)]
+    for roi in rois:
+        cache.put(roi, torch.zeros(1, 10))
+        cache.get(rois[0])
+    assert list(cache.held) == [rois[3], rois[4], rois[0]] and cache.size == 120
+    cache.put(rois[1], (torch.zeros(1, 50), torch.zeros(1, 50)))  # one is held, however large
+    assert list(cache.held) == [rois[1]]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(points=[(1, 2)], labels=[1]), r"expected points \(N, 3\) and labels \(N,\)"),
+        (dict(points=[(1, 2, 3)]), r"expected points \(N, 3\) and labels \(N,\)"),
+        (dict(points=[(1, 2, 3)], labels=[2]), "expected labels 0 or 1"),
+        (dict(points=[(1, 2, 18)], labels=[1]), r"expected voxels \(z, y, x\) of \(10, 14, 18\)"),
+        (dict(points=[(1, 2.5, 3)], labels=[1]), "expected voxels"),
+        (dict(points=[(np.nan, 2, 3)], labels=[1]), "expected voxels"),
+        (dict(box=(0, 0, 0, 10, 14, 19)), "expected a box that is not empty, within"),
+        (dict(box=(0, 5, 0, 10, 5, 10)), "expected a box that is not empty, within"),
+        (dict(box=(0, 0, 0, 1)), "expected a box"),
+        (dict(mask=np.zeros(SHAPE)), "expected a mask of bool"),
+        (dict(box=BOX, obj=0), "expected an object from 1 to 255, got 0"),
+    ],
+)
+def test_bad_prompts(options, message, predictor):
+    with pytest.raises(ValueError, match=message):
+        predictor.predict(**options)
+    assert predictor.objects == ()
+
+
+def test_bad_images(tiny_hybrid):
+    predictor = SamPredictor3D(tiny_hybrid)
+    with pytest.raises(ValueError, match="call set_image first"):
+        predictor.predict(box=BOX)
+    for volume in (np.zeros((3, 4), np.uint8), np.zeros((0, 4, 4), np.uint8), np.zeros(SHAPE)):
+        with pytest.raises(ValueError, match="expected a volume"):
+            predictor.set_image(volume)
+    with pytest.raises(ValueError, match="expected spacing as 3 positive numbers"):
+        predictor.set_image(np.ones(SHAPE, np.uint8), (1.0, 0.0, 1.0))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_changes_few_voxels(precision, tiny_hybrid, predictor, image):
+    exact = predictor.predict(box=BOX).mask
+    low = SamPredictor3D(tiny_hybrid, precision=precision)
+    low.set_image(image, SPACING)
+    assert (low.predict(box=BOX).mask == exact).mean() > 0.9

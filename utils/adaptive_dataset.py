@@ -1,0 +1,228 @@
+"""Samples of the adaptive recipe: ROIs, prompts and masks as inference meets them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segment_anything.adaptive import (
+    AdaptiveSettings,
+    choose_bounds,
+    piece_bounds,
+    points_in,
+    roi_of,
+)
+from segment_anything.prompts import Box, Click, Prompts
+from segment_anything.roi import Roi, crop_roi_averaged, crop_roi_nearest, normalise
+from utils.adaptive_loop import ADAPTIVE_ROUNDS
+from utils.clicks import largest_error_click
+from utils.dataset import MIN_VOXELS, Batch, CaseDataset
+from utils.prepared import PreparedCase, map_volumes
+
+MAX_REPEATS = 16  # samples of a case in an epoch; the square root of its labels otherwise
+BOX_JITTER = 0.05  # of the box's side; as far as the challenge's boxes reach beyond the slice
+WITHOUT_BOX = 0.15  # of the samples
+BEGUN = 0.25  # of the samples start from a faulty mask
+PIECES = 0.15  # of the samples are pieces of the ROI, and start from a faulty mask
+ROI_SCALE = 0.2  # up to, as a power of e, along each axis
+ROI_SHIFT = 0.06  # of the ROI's sides
+INVERTED = 0.15  # of the samples, in contrast
+PERMUTED = 0.3  # of the samples, in their axes
+MIN_IN_ROI = 30  # voxels of the object, of the ROI
+
+
+class AdaptiveDataset(CaseDataset):
+    """A random label of a case, on the ROI that its prompts ask for.
+
+    Args:
+        cases: As `find_cases` returns them, on their own grids.
+        size: Voxels along each side of the ROI.
+        mask_size: Voxels along each side of the network's masks.
+        settings: Of the policy.
+        seed: Of everything that is drawn.
+        min_voxels: Labels must have more.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[PreparedCase],
+        size: int,
+        mask_size: int,
+        settings: AdaptiveSettings,
+        seed: int = 0,
+        min_voxels: int = MIN_VOXELS,
+    ) -> None:
+        super().__init__(cases, size, seed, min_voxels)
+        self.mask_size, self.settings = mask_size, settings
+        self.items = [case for case in cases for _ in range(self._repeats(case))]
+        self.augment = intensity_transforms()
+
+    def _repeats(self, case: PreparedCase) -> int:
+        return min(int(np.ceil(np.sqrt(len(self.usable(case))))), MAX_REPEATS)
+
+    def sample(self, case: PreparedCase, rng: np.random.Generator) -> Batch | None:
+        image, gts = map_volumes(case.path)
+        stride = self.size // self.mask_size
+        for i in rng.permutation(self.usable(case)):
+            label, whole = case.labels[i], case.label_boxes[i].T.astype(float)
+            prompts, kept = self._first_prompts(gts, label, whole, rng)
+            d, h, w = case.shape
+            bounds = choose_bounds(prompts, kept, self.size, (d, h, w), case.spacing, self.settings)
+            assert bounds is not None
+            bounds = jitter(bounds, rng)
+            is_piece = rng.random() < PIECES
+            if is_piece:
+                bounds = piece_bounds(bounds, self._border_voxel(gts, label, whole, rng))
+            roi = roi_of(bounds, self.size, stride, (d, h, w))
+            truth = crop_roi_nearest(gts, roi) == label
+            if np.count_nonzero(truth) < MIN_IN_ROI:
+                continue
+            mask = np.zeros([self.mask_size] * 3, bool)
+            if is_piece or kept is not None or rng.random() < BEGUN:
+                mask = faulty(crop_roi_nearest(gts, roi.coarse(stride)) == label, rng)
+            roi_image = self._augmented(crop_roi_averaged(image, roi), rng)
+            points, labels = points_in(prompts, roi)
+            return self._turned(case.path.name, roi_image, truth, mask, points, labels, rng)
+        return None
+
+    def _first_prompts(
+        self, gts: np.ndarray, label: int, whole: np.ndarray, rng: np.random.Generator
+    ) -> tuple[Prompts, np.ndarray | None]:
+        """What the user says at first; without a box, maybe bounds of what was found before."""
+        if rng.random() >= WITHOUT_BOX:
+            return Prompts(challenge_box(gts, label, whole, rng)), None
+        point = self._voxel(gts, label, whole, rng, is_border=False)
+        prompts = Prompts(None, (Click(point, True),))
+        return prompts, whole if rng.random() < 0.5 else None
+
+    def _border_voxel(
+        self, gts: np.ndarray, label: int, whole: np.ndarray, rng: np.random.Generator
+    ) -> tuple[int, int, int]:
+        return self._voxel(gts, label, whole, rng, is_border=True)
+
+    def _voxel(
+        self,
+        gts: np.ndarray,
+        label: int,
+        whole: np.ndarray,
+        rng: np.random.Generator,
+        is_border: bool,
+    ) -> tuple[int, int, int]:
+        """A random voxel near an object's border, or the one that the evaluator clicks at first."""
+        from scipy import ndimage
+
+        roi = roi_of(whole, self.mask_size, 1, gts.shape)  # type: ignore[arg-type]
+        mask = crop_roi_nearest(gts, roi) == label
+        if not mask.any():  # thinner than the grid
+            z, y, x = whole.mean(axis=0).astype(int).tolist()
+            return z, y, x
+        if is_border:
+            border = np.argwhere(mask & ~ndimage.binary_erosion(mask))
+            at = border[rng.integers(len(border))]
+        else:
+            click = largest_error_click(mask, np.zeros_like(mask))
+            assert click is not None
+            at = np.array(click.point)
+        z, y, x = _original(roi, at)
+        return z, y, x
+
+    def _augmented(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        """The intensities, other than 0, changed as between modalities and scanners."""
+        is_inside = image > 0
+        if rng.random() < INVERTED:
+            image = 255 - image
+        self.augment.set_random_state(int(rng.integers(2**31)))
+        changed = torch.as_tensor(self.augment(image[None]))[0]
+        return normalise(torch.where(is_inside, changed.clamp(min=1e-3), 0.0))
+
+    def _turned(
+        self,
+        name: str,
+        image: Tensor,
+        truth: np.ndarray,
+        mask: np.ndarray,
+        points: np.ndarray,
+        labels: np.ndarray,
+        rng: np.random.Generator,
+    ) -> Batch:
+        """The sample with its axes flipped and exchanged at random."""
+        volumes = [image, torch.from_numpy(truth), torch.from_numpy(mask).float()]
+        flipped = np.flatnonzero(rng.random(3) < 0.5).tolist()
+        order = rng.permutation(3).tolist() if rng.random() < PERMUTED else [0, 1, 2]
+        image, target, start = (v.flip(flipped).permute(order)[None, None] for v in volumes)
+        points = points.copy()
+        points[:, flipped] = self.size - 1 - points[:, flipped]
+        corners = np.isin(labels, (2, 3))
+        points[corners] = np.sort(points[corners], axis=0)  # lower and upper, again
+        points = np.ascontiguousarray(points[:, order])
+        draws = torch.from_numpy(rng.random((1, 2 * ADAPTIVE_ROUNDS)))
+        begin = (torch.from_numpy(points)[None], torch.from_numpy(labels)[None], start)
+        return Batch(image.contiguous(), target.contiguous(), draws, (name,), {}, begin)
+
+
+def intensity_transforms():  # type: ignore[no-untyped-def]
+    """MONAI's, on (1, S, S, S) images of values 0..255."""
+    from monai.transforms import (
+        Compose,
+        RandAdjustContrast,
+        RandBiasField,
+        RandGaussianNoise,
+        RandGaussianSmooth,
+        RandSimulateLowResolution,
+    )
+
+    blur = dict.fromkeys(("sigma_x", "sigma_y", "sigma_z"), (0.3, 1.2))
+    return Compose(
+        [
+            RandAdjustContrast(prob=0.4, gamma=(0.6, 1.7)),
+            RandBiasField(prob=0.15, degree=2, coeff_range=(0.0, 0.2)),
+            RandGaussianSmooth(prob=0.15, **blur),
+            RandSimulateLowResolution(prob=0.1, zoom_range=(0.5, 1.0)),
+            RandGaussianNoise(prob=0.3, std=15.0),
+        ]
+    )
+
+
+def challenge_box(gts: np.ndarray, label: int, whole: np.ndarray, rng: np.random.Generator) -> Box:
+    """As the challenge makes boxes: z exact, y and x of the middle slice, moved outwards a little.
+
+    Where that slice is empty, y and x are those of the whole object.
+    """
+    (z0, y0, x0), (z1, y1, x1) = whole.astype(int).tolist()
+    z_mid = (z0 + z1 - 1) // 2
+    plane = gts[z_mid, y0:y1, x0:x1] == label
+    edges = []
+    for axis, first, last in ((1, y0, y1), (0, x0, x1)):
+        line = np.flatnonzero(plane.any(axis=axis))
+        low, high = (first + line[0], first + line[-1] + 1) if len(line) else (first, last)
+        reach = int(BOX_JITTER * (high - low))
+        below, above = rng.integers(0, reach + 1, 2)
+        edges.append((max(int(low - below), 0), min(int(high + above), gts.shape[2 - axis])))
+    (ya, yb), (xa, xb) = edges
+    return Box((z0, ya, xa), (z1, yb, xb), z_mid)
+
+
+def jitter(bounds: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Scaled and moved along each axis at random."""
+    side = bounds[1] - bounds[0]
+    middle = bounds.mean(axis=0) + rng.uniform(-ROI_SHIFT, ROI_SHIFT, 3) * side
+    side = side * np.exp(rng.uniform(-ROI_SCALE / 2, ROI_SCALE, 3))
+    return middle + np.outer([-0.5, 0.5], side)
+
+
+def faulty(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A (M, M, M) bool mask as an earlier round may have left it: wrong in smooth places."""
+    from edt import sdf
+    from scipy import ndimage
+
+    noise = ndimage.gaussian_filter(rng.standard_normal(mask.shape), rng.uniform(1, 4))
+    noise /= noise.std()
+    wrong = rng.uniform(0.5, 4) * noise + rng.uniform(-1.5, 1.5)
+    return sdf(np.ascontiguousarray(mask)) + wrong > 0
+
+
+def _original(roi: Roi, voxel: np.ndarray) -> list[int]:
+    """The original voxel nearest to one of a ROI."""
+    position = np.floor((voxel + roi.start + 0.5) * roi.step).astype(int)
+    return np.clip(position, 0, np.array(roi.shape) - 1).tolist()
