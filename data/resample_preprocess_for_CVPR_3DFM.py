@@ -101,9 +101,10 @@ def plan(path: Path, args: argparse.Namespace) -> Task:
         )
     voxels, limit = math.prod(target_shape), MAX_VOLUME_BYTES // 4
     if voxels > limit:
+        what = "voxels" if target is None else f"voxels of {target:g} mm"
         raise CaseError(
-            f"{path.name}: expected at most {limit} voxels, got {voxels} from {shape} of {spacing} "
-            f"mm (z, y, x), --spacing {target}"
+            f"{path.name}: expected at most {limit} {what}, got {voxels} from {shape} of {spacing} "
+            f"mm (z, y, x)"
         )
     name = path.relative_to(args.input)
     how = f"{VERSION} {target} {fingerprint(path)}"

@@ -100,6 +100,18 @@ def test_instance_labels_beyond_a_byte_are_kept(tmp_path):
     assert map_volumes(case.path)[1].dtype == np.uint32
 
 
+def test_a_native_case_is_what_it_was(tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    write_raw(raw / "a.npz")
+    assert run(raw, out, "--native").returncode == 0
+    case, (image, gts) = read_prepared(out / "a.npz"), map_volumes(out / "a.npz")
+    for kept, original in zip((image, gts), volumes(), strict=True):
+        np.testing.assert_array_equal(kept, original)
+    assert case.is_native and case.spacing == SPACING
+    assert run(raw, out).returncode == 0  # prepared anew, for the other recipe
+    assert not read_prepared(out / "a.npz").is_native
+
+
 def test_bad_cases_are_listed_and_the_others_go_on(tmp_path):
     raw = tmp_path / "raw"
     for i in range(3):
