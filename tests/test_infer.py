@@ -304,6 +304,27 @@ def test_real_brain_with_clicks(shared, run, tmp_path, full_size_checkpoint):
     assert segs.shape == (70, 218, 182) and segs.any()
 
 
+@pytest.mark.parametrize("policy", ["baseline", "adaptive"])
+def test_two_processes_share_the_cases(policy, run, write_npz, tmp_path, tiny_checkpoint):
+    """Same outputs as one; a bad case stops neither, and the first process names it."""
+    for i in range(5):
+        write_npz(f"{i}.npz", imgs=np.random.default_rng(i).integers(1, 256, SHAPE, np.uint8))
+    write_npz("bad.npz", imgs=None)
+    assert run("--policy", policy)[0] == 1
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [ROOT / "infer.py", "--inputs", tmp_path / "inputs", "--outputs", tmp_path / "two"]
+    command += ["--checkpoint", tiny_checkpoint, "--device", "cpu", "--policy", policy]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert result.returncode == 1
+    assert result.stdout.count(": objects 2, rounds of prompts 1") == 5
+    assert result.stderr.count("FAILED bad.npz") == 1
+    assert result.stderr.count("1 of 6 cases failed: bad.npz") == 1
+    assert sorted(os.listdir(tmp_path / "two")) == outputs(tmp_path)
+    for name in outputs(tmp_path):
+        one, two = (segs_of(tmp_path / folder / name) for folder in ("outputs", "two"))
+        np.testing.assert_array_equal(one, two)
+
+
 def test_reading_overlaps_computing(run, write_npz, monkeypatch):
     """The second case is read while the first is computed."""
     write_npz("a.npz"), write_npz("b.npz")
