@@ -25,6 +25,7 @@ MAX_GROWTHS = 2  # times that an object is predicted again since its mask touche
 COARSE = 2.0  # original voxels per ROI voxel; above, clicks are refined in pieces
 PIECE = 0.5  # sides of a piece over those of the ROI
 PIECE_BLEND = 0.25  # of a piece's side, from its border inwards, over which it fades in
+NEAR = 2  # voxels from a click, within which a change belongs to it
 KEPT_LOGIT = 1.0  # of what is kept as it was since there is nothing to ask
 
 
@@ -288,7 +289,8 @@ def segment_object(
 
     The whole object is asked for on one ROI, on a larger one while the mask touches its border.
     Then, on pieces of the ROI round the clicks, finer: where the ROI is coarser than the volume,
-    and where a clicked voxel has not become what was asked.
+    and where a clicked voxel has not become what was asked. A mask that is finer than the ROI
+    is only changed where the last click is.
 
     Args:
         prompts: In voxels of the original volume.
@@ -318,7 +320,8 @@ def segment_object(
 
     patches = [whole]
     is_coarse = max(roi.step) > COARSE
-    for click in prompts.clicks:
+    is_merged = is_coarse and kept is not None and len(prompts.clicks) > 0
+    for click in prompts.clicks[-1:] if is_merged else prompts.clicks:
         if not is_coarse and is_obeyed(click, patches):
             continue
         piece = roi_of(piece_bounds(bounds, click.point), size, stride, shape)
@@ -327,7 +330,52 @@ def segment_object(
         mask = render(patches, positions) > MASK_THRESHOLD
         piece_answer = yield Query(piece, *points_in(prompts, piece), mask)
         patches.append(Patch(piece_low, piece_answer.logits))
-    return assemble(patches, shape, answer.iou)
+    prediction = assemble(patches, shape, answer.iou)
+    if is_merged and previous is not None:
+        return merge(prediction, previous, prompts.clicks[-1])
+    return prediction
+
+
+def merge(prediction: Prediction, previous: Mask, click: Click) -> Prediction:
+    """Change the mask so far only where a click does it.
+
+    Of the connected parts in which prediction and mask differ, those near the click are taken from
+    the prediction. Without one there, nothing changes; but where even the clicked voxel is not
+    what was asked, the whole prediction is taken. As the progressive merge of FocalClick (Chen et
+    al., CVPR 2022), which keeps details that a coarser view of the object would lose.
+    """
+    from scipy import ndimage
+
+    if prediction.region_logits.size == 0:
+        return prediction
+    pairs = zip(prediction.region, previous.region, strict=True)
+    z, y, x = (slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in pairs)
+    first = np.array([z.start, y.start, x.start])
+    shape = [part.stop - part.start for part in (z, y, x)]
+    logits = np.full(shape, -KEPT_LOGIT, np.float16)
+    logits[_within(prediction.region, first)] = prediction.region_logits
+    old = np.zeros(shape, bool)
+    old[_within(previous.region, first)] = previous.inside
+
+    changes, _ = ndimage.label((logits > MASK_THRESHOLD) != old)
+    at = np.array(click.point) - first
+    near = tuple(slice(max(p - NEAR, 0), max(p + NEAR + 1, 0)) for p in at.tolist())
+    taken = np.unique(changes[near])
+    is_inside = ((0 <= at) & (at < shape)).all()
+    is_new = bool(logits[tuple(at)] > MASK_THRESHOLD) if is_inside else False
+    if not taken.any() and is_new != click.is_foreground:
+        return prediction
+    left = (changes > 0) & ~np.isin(changes, taken[taken > 0])
+    logits[left] = np.where(old[left], KEPT_LOGIT, -KEPT_LOGIT)
+    return Prediction(prediction.shape, (z, y, x), logits, prediction.iou)
+
+
+def _within(region: Region, first: np.ndarray) -> Region:
+    z, y, x = (
+        slice(part.start - int(low), part.stop - int(low))
+        for part, low in zip(region, first, strict=True)
+    )
+    return z, y, x
 
 
 def unchanged(previous: Mask | None, shape: Index3) -> Prediction:
