@@ -1,0 +1,157 @@
+"""What the adaptive policy costs: an interactive click by click, and a volume of many objects.
+
+    python bench/bench_adaptive.py --device cpu --checkpoint work_dir/adaptive/sam_model_latest.pth
+    python bench/bench_adaptive.py --device cuda
+
+--checkpoint is a trained small network; without it, and for vit_b_ori always, weights are random,
+and masks mean nothing: ROIs then grow and clicks are asked again as often as they may be. The many
+objects are synthetic nuclei, played by the official protocol, clicks and scores not counted.
+Needs what evaluate.py needs.
+"""
+
+import argparse
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "bench"))
+
+from bench_encoder import build_seeded, device_name, resident  # noqa: E402
+
+NUCLEI = (134, 200, 200)  # voxels, (z, y, x)
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--checkpoint", type=Path, help="of a small network")
+    parser.add_argument("--repeats", type=int, default=7, help="clicks, of which the median counts")
+    parser.add_argument("--objects", type=int, default=255, help="nuclei")
+    return parser
+
+
+def build_small(checkpoint: Path | None):
+    """The network, and what it is called in the tables."""
+    from segment_anything import sam_model_registry3D
+    from utils.checkpoint import build_model, read_checkpoint
+
+    if checkpoint is not None:
+        read = read_checkpoint(checkpoint)
+        return build_model(read), f"{read.model_type}, trained"
+    torch.manual_seed(0)
+    return sam_model_registry3D["hybrid_s"]().eval(), "hybrid_s, random weights"
+
+
+def measure_clicks(model, device: str, precision: str, repeats: int) -> tuple[float, float, float]:
+    """Seconds of the first prompt, of a further click, and of the decoder in it."""
+    from segment_anything import SamPredictor3D, adaptive
+
+    adaptive.touched, adaptive.is_obeyed = lambda *_: np.zeros((2, 3), bool), lambda *_: True
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    image = np.random.default_rng(0).integers(1, 256, (150, 512, 512), np.uint8)
+    firsts, clicks, passes = [], [], []
+    decode = model.decode
+
+    def timed_decode(*args, **options):
+        synchronize()
+        start = time.perf_counter()
+        result = decode(*args, **options)
+        synchronize()
+        passes.append(time.perf_counter() - start)
+        return result
+
+    predictor = SamPredictor3D(model, precision=precision)
+    model.decode = timed_decode
+    for i in range(repeats + 1):
+        predictor.set_image(image, (2.5, 0.8, 0.8))
+        start = time.perf_counter()
+        predictor.predict(box=(40, 200, 200, 60, 250, 260))
+        firsts.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        predictor.predict(points=[(50, 220 + i, 230)], labels=[1])
+        clicks.append(time.perf_counter() - start)
+    model.decode = decode
+    return median(firsts[1:]), median(clicks[1:]), median(passes[2:])
+
+
+def nuclei(count: int):
+    """Ellipsoids on a jittered grid, as a case with boxes, and its truth."""
+    from scipy import ndimage
+
+    from segment_anything.prompts import Box, Prompts
+    from utils.case import Case, LabelledCase
+
+    rng = np.random.default_rng(0)
+    sides = (5, 7, 8) if count > 100 else (3, 4, 4)
+    assert count <= np.prod(sides)
+    truth = np.zeros(NUCLEI, np.uint8)
+    z, y, x = np.ogrid[tuple(slice(n) for n in NUCLEI)]
+    cells = [np.array(c) for c in np.ndindex(*sides)]
+    pitch = np.array(NUCLEI) / sides
+    for label, cell in enumerate(cells[:count], 1):
+        cz, cy, cx = (cell + rng.uniform(0.4, 0.6, 3)) * pitch
+        rz, ry, rx = rng.uniform(0.3, 0.5, 3) * pitch
+        truth[((z - cz) / rz) ** 2 + ((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 <= 1] = label
+    light = ndimage.gaussian_filter((truth > 0).astype(np.float32), 1.0)
+    image = (30 + 120 * light + rng.normal(0, 12, NUCLEI)).clip(1, 255).astype(np.uint8)
+    objects = []
+    for region in ndimage.find_objects(truth, max_label=count):
+        low, high = zip(*((part.start, part.stop) for part in region), strict=True)
+        objects.append(Prompts(Box(low, high, (low[0] + high[0] - 1) // 2)))
+    case = Case("nuclei.npz", image, (1.0, 1.0, 1.0), tuple(objects), 1)
+    return LabelledCase(case, truth, tuple(range(1, count + 1)))
+
+
+def bench_nuclei(model, name: str, precision: str, args: argparse.Namespace) -> None:
+    from utils.policy import make_method
+    from utils.protocol import play, predict_with
+
+    labelled = nuclei(args.objects)
+    segment = make_method(model, "adaptive", precision=precision)
+    rounds = [played for played, _ in play(labelled, predict_with(segment), math.inf)]
+    seconds = [played.seconds for played in rounds]
+    curve = " ".join(f"{played.scores[:, 0].mean():.3f}" for played in rounds)
+    print(
+        f"| {name} | {precision} | {args.objects} | {seconds[0]:.0f} s "
+        f"| {np.mean(seconds[1:]):.0f} s | {sum(seconds):.0f} s | {resident('VmHWM'):.1f} GB "
+        f"| {curve} |",
+        flush=True,
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    print(f"{device_name(args.device)}; torch {torch.__version__}; commit {commit}\n")
+    small, name = build_small(args.checkpoint)
+    print(
+        "| many objects | precision | objects | first round | a further round | all six | peak "
+        "| mean DSC of the rounds |\n|---|---|---|---|---|---|---|---|"
+    )
+    for precision in ("fp32", "bf16"):
+        bench_nuclei(small.to(args.device), name, precision, args)
+    print(
+        "\n| interactive, 150 x 512 x 512 | precision | first prompt | a further click "
+        "| its decoder pass |\n|---|---|---|---|---|"
+    )
+    models = {name: small, "vit_b_ori, random weights": build_seeded()}
+    for name, model in models.items():
+        for precision in ("fp32", "bf16"):
+            times = measure_clicks(model.to(args.device), args.device, precision, args.repeats)
+            shown = " | ".join(f"{1000 * seconds:.0f} ms" for seconds in times)
+            print(f"| {name} | {precision} | {shown} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(get_args_parser().parse_args())
