@@ -72,6 +72,21 @@ class Mask:
 
 
 @dataclass(frozen=True)
+class Request:
+    """An object to segment.
+
+    Attributes:
+        prompts: All of them, in voxels of the original volume.
+        previous: The mask before the last prompts, if there is one.
+        new_clicks: How many of the clicks, the last ones, came since then.
+    """
+
+    prompts: Prompts
+    previous: Mask | None = None
+    new_clicks: int = 1
+
+
+@dataclass(frozen=True)
 class Query:
     """What the network is asked: the prompts in voxels of the ROI, the mask in those of the mask.
 
@@ -277,8 +292,7 @@ def piece_bounds(bounds: np.ndarray, point: Index3) -> np.ndarray:
 
 
 def segment_object(
-    prompts: Prompts,
-    previous: Mask | None,
+    request: Request,
     shape: Index3,
     spacing: Sequence[float],
     size: int,
@@ -290,22 +304,22 @@ def segment_object(
     The whole object is asked for on one ROI, on a larger one while the mask touches its border.
     Then, on pieces of the ROI round the clicks, finer: where the ROI is coarser than the volume,
     and where a clicked voxel has not become what was asked. A mask that is finer than the ROI
-    is only changed where the last click is.
+    is only changed where the new clicks are.
 
     Args:
-        prompts: In voxels of the original volume.
-        previous: The mask before the last prompts, if there is one.
+        request: The object.
         shape: (D, H, W) of the volume.
         spacing: (z, y, x) in mm.
         size: Voxels along the side of the ROI.
         mask_size: Voxels along the side of the network's masks; divides `size`.
         settings: Of the checkpoint.
     """
-    stride = size // mask_size
+    prompts, previous, stride = request.prompts, request.previous, size // mask_size
     kept = previous.bounds if previous is not None else None
     bounds = choose_bounds(prompts, kept, size, shape, spacing, settings)
     if bounds is None:
         return unchanged(previous, shape)
+    extension = EXTENSION * (bounds[1] - bounds[0])
     for growth in range(MAX_GROWTHS + 1):
         roi = roi_of(bounds, size, stride, shape)
         low_roi = roi.coarse(stride)
@@ -315,13 +329,13 @@ def segment_object(
         faces = touched(answer.logits, low_roi)
         if growth == MAX_GROWTHS or not faces.any():
             break
-        outwards = faces * [[-1.0], [1.0]]
-        bounds = bounds + outwards * EXTENSION * (bounds[1] - bounds[0])
+        bounds = bounds + faces * [[-1.0], [1.0]] * extension
 
     patches = [whole]
     is_coarse = max(roi.step) > COARSE
-    is_merged = is_coarse and kept is not None and len(prompts.clicks) > 0
-    for click in prompts.clicks[-1:] if is_merged else prompts.clicks:
+    new = prompts.clicks[len(prompts.clicks) - request.new_clicks :] if request.new_clicks else ()
+    is_merged = is_coarse and kept is not None and len(new) > 0
+    for click in new if is_merged else prompts.clicks:
         if not is_coarse and is_obeyed(click, patches):
             continue
         piece = roi_of(piece_bounds(bounds, click.point), size, stride, shape)
@@ -332,40 +346,46 @@ def segment_object(
         patches.append(Patch(piece_low, piece_answer.logits))
     prediction = assemble(patches, shape, answer.iou)
     if is_merged and previous is not None:
-        return merge(prediction, previous, prompts.clicks[-1])
+        return merge(prediction, previous, new)
     return prediction
 
 
-def merge(prediction: Prediction, previous: Mask, click: Click) -> Prediction:
-    """Change the mask so far only where a click does it.
+def merge(prediction: Prediction, previous: Mask, clicks: Sequence[Click]) -> Prediction:
+    """Change the mask so far only where clicks do it.
 
-    Of the connected parts in which prediction and mask differ, those near the click are taken from
-    the prediction. Without one there, nothing changes; but where even the clicked voxel is not
-    what was asked, the whole prediction is taken. As the progressive merge of FocalClick (Chen et
-    al., CVPR 2022), which keeps details that a coarser view of the object would lose.
+    Of the connected parts in which prediction and mask differ, those near a click are taken from
+    the prediction. Without one there, nothing changes; but where even a clicked voxel is not what
+    was asked, the whole prediction is taken. As the progressive merge of FocalClick (Chen et al.,
+    CVPR 2022), which keeps details that a coarser view of the object would lose.
     """
     from scipy import ndimage
 
-    if prediction.region_logits.size == 0:
-        return prediction
-    pairs = zip(prediction.region, previous.region, strict=True)
-    z, y, x = (slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in pairs)
+    regions = [previous.region]
+    if prediction.region_logits.size:
+        regions.append(prediction.region)
+    z, y, x = (
+        slice(min(part.start for part in parts), max(part.stop for part in parts))
+        for parts in zip(*regions, strict=True)
+    )
     first = np.array([z.start, y.start, x.start])
-    shape = [part.stop - part.start for part in (z, y, x)]
-    logits = np.full(shape, -KEPT_LOGIT, np.float16)
-    logits[_within(prediction.region, first)] = prediction.region_logits
-    old = np.zeros(shape, bool)
+    logits = np.full([part.stop - part.start for part in (z, y, x)], -KEPT_LOGIT, np.float16)
+    if prediction.region_logits.size:
+        logits[_within(prediction.region, first)] = prediction.region_logits
+    old = np.zeros(logits.shape, bool)
     old[_within(previous.region, first)] = previous.inside
 
-    changes, _ = ndimage.label((logits > MASK_THRESHOLD) != old)
-    at = np.array(click.point) - first
-    near = tuple(slice(max(p - NEAR, 0), max(p + NEAR + 1, 0)) for p in at.tolist())
-    taken = np.unique(changes[near])
-    is_inside = ((0 <= at) & (at < shape)).all()
-    is_new = bool(logits[tuple(at)] > MASK_THRESHOLD) if is_inside else False
-    if not taken.any() and is_new != click.is_foreground:
-        return prediction
-    left = (changes > 0) & ~np.isin(changes, taken[taken > 0])
+    changes, count = ndimage.label((logits > MASK_THRESHOLD) != old)
+    is_taken = np.zeros(count + 1, bool)
+    for click in clicks:
+        at = [p - low for p, low in zip(click.point, first.tolist(), strict=True)]
+        near = tuple(slice(max(p - NEAR, 0), max(p + NEAR + 1, 0)) for p in at)
+        parts = np.unique(changes[near])
+        voxel = tuple(slice(max(p, 0), max(p + 1, 0)) for p in at)
+        is_now = bool((logits[voxel] > MASK_THRESHOLD).any())
+        if not parts.any() and is_now != click.is_foreground:
+            return prediction
+        is_taken[parts] = True
+    left = (changes > 0) & ~is_taken[changes]
     logits[left] = np.where(old[left], KEPT_LOGIT, -KEPT_LOGIT)
     return Prediction(prediction.shape, (z, y, x), logits, prediction.iou)
 

@@ -15,6 +15,7 @@ from segment_anything.adaptive import (
     Mask,
     Prediction,
     Query,
+    Request,
     segment_object,
 )
 from segment_anything.modeling.sam3D import (
@@ -194,11 +195,12 @@ class SamPredictor3D:
                 raise ValueError(
                     f"expected a mask of bool {self.shape}, got {mask.dtype} {mask.shape}"
                 )
-            previous = Mask((slice(0, None), slice(0, None), slice(0, None)), mask)
+            z, y, x = (slice(0, n) for n in self.shape)
+            previous = Mask((z, y, x), mask)
         new = {click.point for click in added}
         held = tuple(click for click in prompts.clicks if click.point not in new)
         prompts = Prompts(prompts.box if box is None else self._box(box), held + added)
-        (prediction,) = self.segment([(prompts, previous)])
+        (prediction,) = self.segment([Request(prompts, previous, len(added))])
         self._objects[obj] = [*steps[1 - MAX_UNDO :], _Step(prompts, prediction)]
         return prediction
 
@@ -228,12 +230,12 @@ class SamPredictor3D:
             canvas.paint(obj, self._objects[obj][-1].prediction)
         return canvas.seg
 
-    def segment(self, objects: Sequence[tuple[Prompts, Mask | None]]) -> Iterator[Prediction]:
-        """Segment objects by all their prompts and the mask before the last ones; holds nothing."""
-        for first in range(0, len(objects), self.batch_size):
-            yield from self._segment_together(objects[first : first + self.batch_size])
+    def segment(self, requests: Sequence[Request]) -> Iterator[Prediction]:
+        """Segment objects, and hold none of them."""
+        for first in range(0, len(requests), self.batch_size):
+            yield from self._segment_together(requests[first : first + self.batch_size])
 
-    def _segment_together(self, objects: Sequence[tuple[Prompts, Mask | None]]) -> list[Prediction]:
+    def _segment_together(self, requests: Sequence[Request]) -> list[Prediction]:
         done: dict[int, Prediction] = {}
         asking: dict[int, tuple[Generator[Query, Answer, Prediction], Query]] = {}
 
@@ -244,9 +246,9 @@ class SamPredictor3D:
                 done[i] = end.value
 
         size, mask_size = self.model.img_size, self.model.mask_size
-        for i, (prompts, previous) in enumerate(objects):
+        for i, request in enumerate(requests):
             generator = segment_object(
-                prompts, previous, self.shape, self.spacing, size, mask_size, self.settings
+                request, self.shape, self.spacing, size, mask_size, self.settings
             )
             go_on(i, generator, None)
         while asking:
@@ -255,7 +257,7 @@ class SamPredictor3D:
             answers = self._ask([query for _, query in current.values()])
             for (i, (generator, _)), answer in zip(current.items(), answers, strict=True):
                 go_on(i, generator, answer)
-        return [done[i] for i in range(len(objects))]
+        return [done[i] for i in range(len(requests))]
 
     def _ask(self, queries: Sequence[Query]) -> list[Answer]:
         with torch.inference_mode(), autocast(self.model.device, self.precision):

@@ -12,6 +12,7 @@ from segment_anything.adaptive import (
     Mask,
     Patch,
     Prediction,
+    Request,
     assemble,
     choose_bounds,
     merge,
@@ -175,7 +176,8 @@ class Oracle:
 
     def play(self, prompts, previous=None, spacing=THICK):
         shape = self.truth.shape
-        asking = segment_object(prompts, previous, shape, spacing, SIZE, MASK_SIZE, SETTINGS)
+        request = Request(prompts, previous)
+        asking = segment_object(request, shape, spacing, SIZE, MASK_SIZE, SETTINGS)
         answer = None
         while True:
             try:
@@ -259,7 +261,7 @@ def test_a_merge_changes_only_what_hangs_together_with_the_click(is_foreground):
     old = ellipsoid((25, 40, 60), (12, 20, 30))
     near, far = ellipsoid((25, 40, 90), (3, 5, 6)), ellipsoid((25, 40, 30), (3, 5, 6))
     new = old | near | far if is_foreground else old & ~(near | far)
-    merged = merge(predicted(new), mask_of(old), Click((25, 41, 91), is_foreground))
+    merged = merge(predicted(new), mask_of(old), (Click((25, 41, 91), is_foreground),))
     expected = old | near if is_foreground else old & ~near
     np.testing.assert_array_equal(merged.mask, expected)
 
@@ -267,10 +269,27 @@ def test_a_merge_changes_only_what_hangs_together_with_the_click(is_foreground):
 def test_a_merge_keeps_everything_where_the_click_changes_nothing():
     old = ellipsoid((25, 40, 60), (12, 20, 30))
     new = old | ellipsoid((25, 40, 30), (3, 5, 6))
-    merged = merge(predicted(new), mask_of(old), Click((25, 40, 80), True))  # right already
+    merged = merge(predicted(new), mask_of(old), (Click((25, 40, 80), True),))  # right already
     np.testing.assert_array_equal(merged.mask, old)
-    disobeyed = merge(predicted(new), mask_of(old), Click((25, 40, 80), False))
+    disobeyed = merge(predicted(new), mask_of(old), (Click((25, 40, 80), False),))
     np.testing.assert_array_equal(disobeyed.mask, new)
+
+
+def test_a_merge_takes_what_hangs_together_with_any_of_the_clicks():
+    old = ellipsoid((25, 40, 60), (12, 20, 30))
+    parts = [ellipsoid((25, 40, 30 * i), (3, 5, 6)) for i in (1, 3)]
+    added = ellipsoid((45, 70, 60), (3, 5, 6))
+    clicks = (Click((25, 40, 91), True), Click((25, 40, 29), True))
+    merged = merge(predicted(old | parts[0] | parts[1] | added), mask_of(old), clicks)
+    np.testing.assert_array_equal(merged.mask, old | parts[0] | parts[1])
+
+
+def test_a_merge_with_nothing_keeps_the_mask_unless_it_was_clicked_away():
+    old = ellipsoid((25, 40, 60), (12, 20, 30))
+    nothing = Prediction(VOLUME, (slice(0, 0),) * 3, np.zeros((0, 0, 0), np.float16), 0.5)
+    for point, is_kept in (((50, 80, 5), True), ((25, 40, 60), False)):
+        merged = merge(nothing, mask_of(old), (Click(point, False),))
+        np.testing.assert_array_equal(merged.mask, old & is_kept)
 
 
 def test_a_click_on_a_coarse_roi_leaves_the_rest_as_it_was():

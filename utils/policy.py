@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from segment_anything.adaptive import AdaptiveSettings, Mask
+from segment_anything.adaptive import AdaptiveSettings, Mask, Request
 from segment_anything.modeling.sam3D import MASK_THRESHOLD, Sam3D
 from segment_anything.predictor3D import Canvas, SamPredictor3D, autocast
 from segment_anything.prompts import Index3, Prompts
@@ -156,8 +156,9 @@ def predict_adaptive(predictor: SamPredictor3D, case: Case) -> np.ndarray:
     if predictor.volume is not case.image or predictor.spacing != case.spacing:
         predictor.set_image(case.image, case.spacing)
     canvas = Canvas(case.shape)
-    objects = zip(case.objects, previous_masks(case), strict=True)
-    for label, prediction in enumerate(predictor.segment(list(objects)), 1):
+    # A round of the challenge adds a click to each object.
+    requests = list(map(Request, case.objects, previous_masks(case)))
+    for label, prediction in enumerate(predictor.segment(requests), 1):
         canvas.paint(label, prediction)
     return canvas.seg
 
