@@ -72,7 +72,10 @@ def peak_memory(device_type: str) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Returns the exit status: 0, 1 if a case failed, 2 if there was nothing to work with."""
+    """Returns the exit status: 0, 1 if a case failed, 2 if there was nothing to work with.
+
+    Of several processes the first one tells whether a case failed.
+    """
     if args.inputs.is_dir():
         paths = sorted(args.inputs.glob("*.npz"))
     else:
@@ -116,9 +119,9 @@ def main(args: argparse.Namespace) -> int:
             f"{path.name}: objects {len(case.objects)}, rounds of prompts {case.rounds}, "
             f"{time.perf_counter() - start:.1f} s, peak memory {peak_memory(model.device.type)}"
         )
-    failed = sorted(name for part in workers.collect("/".join(failed)) for name in part.split("/"))
-    failed = [name for name in failed if name]
-    if failed and workers.rank == 0:
+    parts = workers.collect("/".join(failed))
+    failed = sorted(name for part in parts for name in part.split("/") if name)
+    if failed:
         names = ", ".join(failed)
         print(f"{len(failed)} of {len(paths)} cases failed: {names}", file=sys.stderr)
     return 1 if failed else 0

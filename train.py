@@ -14,10 +14,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.options import ROI_FACTOR, ROI_SPACING, SCHEDULERS, int_from
+from utils.options import SCHEDULERS, int_from
 
 # torch is imported where it is used, so that --help and messages about options come at once.
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--data", type=Path, nargs="+", help="folders; default: img_datas of utils/data_paths.py"
     )
     data.add_argument(
-        "--min_voxels", type=int, default=1000, help="labels must have more, at 1.5 mm"
+        "--min_voxels", type=int, default=1000, help="labels must have more, as prepared"
     )
     data.add_argument(
         "--max_bad_share",
@@ -88,14 +89,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     loop.add_argument(
         "--roi_factor",
         type=float,
-        default=ROI_FACTOR,
-        help="adaptive: sides of the ROI over those of the box",
+        help="adaptive: sides of the ROI over those of the box; default: the checkpoint's, or 1.8",
     )
     loop.add_argument(
         "--roi_spacing",
         type=float,
-        default=ROI_SPACING,
-        help="adaptive: mm per voxel of the ROI round a first click without a box",
+        help="adaptive: mm per voxel of the ROI round a first click without a box; default: the "
+        "checkpoint's, or 1.5",
     )
     loop.add_argument("--num_epochs", type=count, default=200)
     loop.add_argument("--batch_size", type=count, default=6, help="per process")
@@ -175,7 +175,7 @@ def build_state(
     import torch
 
     from segment_anything.adaptive import AdaptiveSettings
-    from utils.checkpoint import Checkpoint
+    from utils.checkpoint import Checkpoint, settings_of
     from utils.train_state import (
         TrainState,
         build_network,
@@ -192,6 +192,7 @@ def build_state(
         model_args = dict(content.get("model_args", {}))
         model_type = content.get("model_type", args.model_type or "vit_b_ori")
         saved = Checkpoint(latest, content["model_state_dict"], model_type, model_args)
+        saved.policy_args = dict(content.get("policy_args", {}))
         checkpoint: Checkpoint | None = saved
         network = build_network(checkpoint)
     else:
@@ -211,7 +212,9 @@ def build_state(
     scheduler = make_scheduler(optimizer, args.lr_scheduler, args.step_size, args.gamma)
     scaler = torch.amp.GradScaler(processes.device.type, enabled=precision == "fp16")
     policy = "adaptive" if args.recipe == "adaptive" else "baseline"
-    settings = AdaptiveSettings(args.roi_factor, args.roi_spacing)
+    settings = settings_of(checkpoint) if checkpoint else AdaptiveSettings()
+    named = {key: getattr(args, key) for key in ("roi_factor", "roi_spacing")}
+    settings = replace(settings, **{k: v for k, v in named.items() if v is not None})
     state = TrainState(
         model, model_type, model_args, optimizer, scheduler, scaler, policy, settings
     )
@@ -231,8 +234,8 @@ def check_resumed(args: argparse.Namespace, state: "TrainState", saved: Any, cou
         )
     if not isinstance(saved, dict):  # of the original
         return
-    if saved.get("recipe", "published") != args.recipe:
-        raise ValueError(f"--resume: the run is of --recipe {saved['recipe']}, got {args.recipe}")
+    if (recipe := saved.get("recipe", "published")) != args.recipe:
+        raise ValueError(f"--resume: the run is of --recipe {recipe}, got {args.recipe}")
     now = options_of(args) | {"processes": count}
     for key in ("batch_size", "accumulation_steps", "seed", "processes", "min_voxels"):
         if state.progress.step and saved[key] != now[key]:

@@ -4,8 +4,10 @@
     python bench/bench_adaptive.py --device cuda
 
 --checkpoint is a trained small network; without it, and for vit_b_ori always, weights are random,
-and masks mean nothing: ROIs then grow and clicks are asked again as often as they may be. The many
-objects are synthetic nuclei, played by the official protocol, clicks and scores not counted.
+and masks mean nothing: among the many objects, ROIs then grow and clicks are asked again as often
+as they may be. These objects are synthetic nuclei, played by the official protocol, clicks and
+scores not counted. The interactive rows are of a ROI that stands: on a fine one a click is a
+decoder pass, on a coarse one it is also refined in a new piece.
 Needs what evaluate.py needs.
 """
 
@@ -16,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -41,22 +44,28 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def build_small(checkpoint: Path | None):
-    """The network, and what it is called in the tables."""
+    """The network, its settings, and what it is called in the tables."""
     from segment_anything import sam_model_registry3D
-    from utils.checkpoint import build_model, read_checkpoint
+    from segment_anything.adaptive import AdaptiveSettings
+    from utils.checkpoint import build_model, read_checkpoint, settings_of
 
     if checkpoint is not None:
         read = read_checkpoint(checkpoint)
-        return build_model(read), f"{read.model_type}, trained"
+        return build_model(read), settings_of(read), f"{read.model_type}, trained"
     torch.manual_seed(0)
-    return sam_model_registry3D["hybrid_s"]().eval(), "hybrid_s, random weights"
+    model = sam_model_registry3D["hybrid_s"]().eval()
+    return model, AdaptiveSettings(), "hybrid_s, random weights"
 
 
-def measure_clicks(model, device: str, precision: str, repeats: int) -> tuple[float, float, float]:
-    """Seconds of the first prompt, of a further click, and of the decoder in it."""
+def measure_clicks(
+    model, device: str, precision: str, repeats: int, side: int
+) -> tuple[float, float, float]:
+    """Seconds of the first prompt, of a further click, and of a decoder pass.
+
+    `side` is that of the box in voxels, along y and x.
+    """
     from segment_anything import SamPredictor3D, adaptive
 
-    adaptive.touched, adaptive.is_obeyed = lambda *_: np.zeros((2, 3), bool), lambda *_: True
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     image = np.random.default_rng(0).integers(1, 256, (150, 512, 512), np.uint8)
     firsts, clicks, passes = [], [], []
@@ -71,16 +80,19 @@ def measure_clicks(model, device: str, precision: str, repeats: int) -> tuple[fl
         return result
 
     predictor = SamPredictor3D(model, precision=precision)
-    model.decode = timed_decode
-    for i in range(repeats + 1):
-        predictor.set_image(image, (2.5, 0.8, 0.8))
-        start = time.perf_counter()
-        predictor.predict(box=(40, 200, 200, 60, 250, 260))
-        firsts.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        predictor.predict(points=[(50, 220 + i, 230)], labels=[1])
-        clicks.append(time.perf_counter() - start)
-    model.decode = decode
+    with (
+        patch.object(model, "decode", timed_decode),
+        patch.object(adaptive, "touched", lambda *_: np.zeros((2, 3), bool)),
+        patch.object(adaptive, "is_obeyed", lambda *_: True),
+    ):
+        for i in range(repeats + 1):
+            predictor.set_image(image, (2.5, 0.8, 0.8))
+            start = time.perf_counter()
+            predictor.predict(box=(40, 200, 200, 60, 200 + side, 200 + side))
+            firsts.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            predictor.predict(points=[(50, 220 + i, 230)], labels=[1])
+            clicks.append(time.perf_counter() - start)
     return median(firsts[1:]), median(clicks[1:]), median(passes[2:])
 
 
@@ -112,12 +124,12 @@ def nuclei(count: int):
     return LabelledCase(case, truth, tuple(range(1, count + 1)))
 
 
-def bench_nuclei(model, name: str, precision: str, args: argparse.Namespace) -> None:
+def bench_nuclei(model, settings, name: str, precision: str, args: argparse.Namespace) -> None:
     from utils.policy import make_method
     from utils.protocol import play, predict_with
 
     labelled = nuclei(args.objects)
-    segment = make_method(model, "adaptive", precision=precision)
+    segment = make_method(model, "adaptive", settings, precision=precision)
     rounds = [played for played, _ in play(labelled, predict_with(segment), math.inf)]
     seconds = [played.seconds for played in rounds]
     curve = " ".join(f"{played.scores[:, 0].mean():.3f}" for played in rounds)
@@ -134,23 +146,27 @@ def main(args: argparse.Namespace) -> None:
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
     print(f"{device_name(args.device)}; torch {torch.__version__}; commit {commit}\n")
-    small, name = build_small(args.checkpoint)
+    small, settings, name = build_small(args.checkpoint)
     print(
         "| many objects | precision | objects | first round | a further round | all six | peak "
         "| mean DSC of the rounds |\n|---|---|---|---|---|---|---|---|"
     )
     for precision in ("fp32", "bf16"):
-        bench_nuclei(small.to(args.device), name, precision, args)
+        bench_nuclei(small.to(args.device), settings, name, precision, args)
     print(
-        "\n| interactive, 150 x 512 x 512 | precision | first prompt | a further click "
-        "| its decoder pass |\n|---|---|---|---|---|"
+        "\n| interactive, 150 x 512 x 512 | precision | ROI | first prompt | a further click "
+        "| a decoder pass |\n|---|---|---|---|---|---|"
     )
     models = {name: small, "vit_b_ori, random weights": build_seeded()}
     for name, model in models.items():
         for precision in ("fp32", "bf16"):
-            times = measure_clicks(model.to(args.device), args.device, precision, args.repeats)
-            shown = " | ".join(f"{1000 * seconds:.0f} ms" for seconds in times)
-            print(f"| {name} | {precision} | {shown} |", flush=True)
+            for roi, share in (("fine", 0.9), ("coarse", 1.8)):
+                side = int(share * model.img_size)
+                times = measure_clicks(
+                    model.to(args.device), args.device, precision, args.repeats, side
+                )
+                shown = " | ".join(f"{1000 * seconds:.0f} ms" for seconds in times)
+                print(f"| {name} | {precision} | {roi} | {shown} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ def read_folder(folder: Path) -> dict[str, Result]:
 def obeyed(folder: Path, result: Result) -> dict[int, list[bool]]:
     """For clicks of each kind (1 foreground, 0 background): did the voxel become what was asked?"""
     with np.load(folder / "segs" / result.name) as file:
+        if "all_segs" not in file:
+            raise ValueError(f"{folder}: expected the predictions of all rounds (--save all)")
         segs = file["all_segs"]
     rates: dict[int, list[bool]] = {0: [], 1: []}
     first = 0 if result.has_boxes else 1
@@ -56,11 +58,19 @@ def obeyed(folder: Path, result: Result) -> dict[int, list[bool]]:
 
 def main(args: argparse.Namespace) -> int:
     try:
-        ours = [read_folder(folder) for folder in args.folders]
-    except ValueError as error:
+        compare(args.folders)
+    except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    names = sorted(ours[0].keys() & ours[1].keys())
+    return 0
+
+
+def compare(folders: list[Path]) -> None:
+    ours = [read_folder(folder) for folder in folders]
+    names = sorted(ours[0])
+    if ours[0].keys() != ours[1].keys():
+        odd = ", ".join(sorted(ours[0].keys() ^ ours[1].keys()))
+        raise ValueError(f"expected results of the same cases, got only one of: {odd}")
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         result = ours[0][name]
@@ -68,7 +78,7 @@ def main(args: argparse.Namespace) -> int:
         groups[f"all {boxes} boxes"].append(name)
         groups[f"{result.modality} {boxes} boxes"].append(name)
         groups[result.dataset].append(name)
-    labels = [folder.name for folder in args.folders]
+    labels = [folder.name for folder in folders]
     print(
         "| cases | | "
         + " | ".join(f"DSC_AUC {label} | box | 1 | 2 | 3 | 4 | 5" for label in labels)
@@ -85,14 +95,13 @@ def main(args: argparse.Namespace) -> int:
                 cells[-6] = "–"
         print(f"| {group} | {len(members)} | " + " | ".join(cells) + " |")
     print("\n| clicks whose voxel became what was asked | foreground | background |\n|---|---|---|")
-    for folder, results, label in zip(args.folders, ours, labels, strict=True):
+    for folder, results, label in zip(folders, ours, labels, strict=True):
         rates: dict[int, list[bool]] = {0: [], 1: []}
         for name in names:
             for kind, values in obeyed(folder, results[name]).items():
                 rates[kind] += values
         shown = " | ".join(f"{np.mean(rates[k]):.1%} of {len(rates[k])}" for k in (1, 0))
         print(f"| {label} | {shown} |")
-    return 0
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ PIECE = 0.5  # sides of a piece over those of the ROI
 PIECE_BLEND = 0.25  # of a piece's side, from its border inwards, over which it fades in
 NEAR = 2  # voxels from a click, within which a change belongs to it
 KEPT_LOGIT = 1.0  # of what is kept as it was since there is nothing to ask
+RIGHT_LOGIT = 100.0  # of what is known to be right, whatever other objects claim
 
 
 @dataclass(frozen=True)
@@ -270,13 +271,18 @@ def points_in(prompts: Prompts, roi: Roi) -> tuple[np.ndarray, np.ndarray]:
 def touched(logits: np.ndarray, roi: Roi) -> np.ndarray:
     """(2, 3) bool: at which faces of its ROI a mask lies, other than at those of the volume."""
     faces = np.zeros((2, 3), bool)
+    mask = (logits > MASK_THRESHOLD) & is_inside(roi)
     for axis in range(3):
-        _, inside = roi.positions(axis)
         for side, at in ((0, 0), (1, -1)):
-            plane = np.take(logits, at, axis=axis)
-            beyond = roi.start[axis] > 0 if side == 0 else _ends_before(roi, axis)
-            faces[side, axis] = beyond and inside[at] and (plane > MASK_THRESHOLD).any()
+            goes_on = roi.start[axis] > 0 if side == 0 else _ends_before(roi, axis)
+            faces[side, axis] = goes_on and np.take(mask, at, axis=axis).any()
     return faces
+
+
+def is_inside(roi: Roi) -> np.ndarray:
+    """(S, S, S) bool: which voxels of a ROI lie in the volume."""
+    z, y, x = (roi.positions(axis)[1] for axis in range(3))
+    return z[:, None, None] & y[:, None] & x
 
 
 def _ends_before(roi: Roi, axis: int) -> bool:
@@ -285,10 +291,8 @@ def _ends_before(roi: Roi, axis: int) -> bool:
 
 
 def piece_bounds(bounds: np.ndarray, point: Index3) -> np.ndarray:
-    """Of a piece round a voxel, within `bounds`, with its proportions."""
-    side = PIECE * (bounds[1] - bounds[0])
-    low = np.clip(np.array(point) + 0.5 - side / 2, bounds[0], bounds[1] - side)
-    return np.stack([low, low + side])
+    """Of a piece of `bounds` round a voxel, with its proportions."""
+    return np.array(point) + 0.5 + np.outer([-0.5, 0.5], PIECE * (bounds[1] - bounds[0]))
 
 
 def segment_object(
@@ -317,13 +321,17 @@ def segment_object(
     prompts, previous, stride = request.prompts, request.previous, size // mask_size
     kept = previous.bounds if previous is not None else None
     bounds = choose_bounds(prompts, kept, size, shape, spacing, settings)
-    if bounds is None:
-        return unchanged(previous, shape)
+    is_asked = prompts.box is not None or len(prompts.clicks) > 0
+    is_right = prompts.is_right and previous is not None
+    if bounds is None or not is_asked or is_right:
+        return unchanged(previous, shape, RIGHT_LOGIT if is_right else KEPT_LOGIT)
     extension = EXTENSION * (bounds[1] - bounds[0])
     for growth in range(MAX_GROWTHS + 1):
         roi = roi_of(bounds, size, stride, shape)
         low_roi = roi.coarse(stride)
-        mask = np.zeros([mask_size] * 3, bool) if previous is None else previous.crop(low_roi)
+        mask = np.zeros([mask_size] * 3, bool)
+        if previous is not None and kept is not None:
+            mask = previous.crop(low_roi)
         answer = yield Query(roi, *points_in(prompts, roi), mask)
         whole = Patch(low_roi, answer.logits)
         faces = touched(answer.logits, low_roi)
@@ -398,11 +406,15 @@ def _within(region: Region, first: np.ndarray) -> Region:
     return z, y, x
 
 
-def unchanged(previous: Mask | None, shape: Index3) -> Prediction:
+def nothing(shape: Index3, iou: float = 0.0) -> Prediction:
+    return Prediction(shape, (slice(0, 0),) * 3, np.zeros((0, 0, 0), np.float16), iou)
+
+
+def unchanged(previous: Mask | None, shape: Index3, logit: float) -> Prediction:
     """The mask so far as a prediction."""
     if previous is None:
-        return Prediction(shape, (slice(0, 0),) * 3, np.zeros((0, 0, 0), np.float16), 0.0)
-    logits = np.where(previous.inside, KEPT_LOGIT, -KEPT_LOGIT).astype(np.float16)
+        return nothing(shape)
+    logits = np.where(previous.inside, logit, -logit).astype(np.float16)
     return Prediction(shape, previous.region, logits, 1.0)
 
 
@@ -410,7 +422,7 @@ def assemble(patches: Sequence[Patch], shape: Index3, iou: float) -> Prediction:
     """The patches on the original grid, on the smallest region of it that holds the object."""
     found = [bounds for patch in patches if (bounds := _positive_bounds(patch)) is not None]
     if not found:
-        return Prediction(shape, (slice(0, 0),) * 3, np.zeros((0, 0, 0), np.float16), iou)
+        return nothing(shape, iou)
     low, high = union(*found)
     z, y, x = (
         slice(max(int(np.floor(first)), 0), min(int(np.ceil(last)), n))
@@ -422,7 +434,7 @@ def assemble(patches: Sequence[Patch], shape: Index3, iou: float) -> Prediction:
 
 def _positive_bounds(patch: Patch) -> np.ndarray | None:
     """Of the voxels that interpolation can make foreground."""
-    positive = bounds_of(patch.logits > MASK_THRESHOLD)
+    positive = bounds_of((patch.logits > MASK_THRESHOLD) & is_inside(patch.roi))
     if positive is None:
         return None
     grown = positive + [[-1.0], [1.0]]
@@ -432,11 +444,16 @@ def _positive_bounds(patch: Patch) -> np.ndarray | None:
 def render(patches: Sequence[Patch], positions: Sequence[np.ndarray]) -> np.ndarray:
     """Logits of an object where rows of original voxel coordinates cross -> float32.
 
-    The first patch holds everywhere; each further one counts fully in its middle, and fades
-    towards its borders.
+    The first patch holds on its ROI, with background beyond; each further one counts fully in its
+    middle, and fades towards its borders.
     """
     first, *pieces = patches
     logits = _interpolate(first, positions)
+    for axis, position in enumerate(positions):
+        edge = (position + 0.5) / first.roi.step[axis] - first.roi.start[axis]
+        beyond = (edge < 0) | (edge > first.roi.size)
+        if beyond.any():
+            logits[(slice(None),) * axis + (beyond,)] = -KEPT_LOGIT
     for piece in pieces:
         weights = [_fade(piece.roi, axis, position) for axis, position in enumerate(positions)]
         part = tuple(_span(weight) for weight in weights)

@@ -30,7 +30,7 @@ from segment_anything.roi import Roi, crop_roi_averaged, normalise
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CACHE_BYTES = 2**30  # of embeddings; 6 MB each with hybrid_s in float32, 0.8 MB with vit_b_ori
-MAX_UNDO = 16  # predictions of an object that are held
+MAX_UNDO = 16  # calls that can be taken back, of each object
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
@@ -62,6 +62,7 @@ class _Cache:
         return self.held.get(roi)
 
     def put(self, roi: Roi, embedding: Embedding) -> None:
+        """Hold an embedding, which must not be a view of a larger tensor."""
         self.held[roi] = embedding
         self.size += _bytes_of(embedding)
         while self.size > self.limit and len(self.held) > 1:
@@ -91,9 +92,11 @@ class SamPredictor3D:
 
     All coordinates are voxels (z, y, x) of the volume. The policy is `adaptive`
     (`segment_anything.adaptive`): the ROI follows the prompts, and its embedding is kept, so that
-    a further click costs a decoder pass as long as the ROI stands.
+    a further click costs a decoder pass as long as the ROI stands. It costs a pass more, and
+    mostly an encoder pass, where it is refined in a piece: on a ROI that is coarser than the
+    volume, or if it was not obeyed.
 
-    Memory: the volume itself, `cache_bytes` of embeddings, and for each object MAX_UNDO
+    Memory: the volume itself, `cache_bytes` of embeddings, and for each object MAX_UNDO + 1
     predictions, each with 2 bytes per voxel of the region that holds the object.
 
     Args:
@@ -119,7 +122,8 @@ class SamPredictor3D:
         self.volume: np.ndarray | None = None
         self.spacing = (1.0, 1.0, 1.0)
         self._cache = _Cache(cache_bytes)
-        self._objects: dict[int, list[_Step]] = {}
+        # What each was after its last calls, None before the first one.
+        self._objects: dict[int, list[_Step | None]] = {}
 
     def set_image(
         self, volume: np.ndarray, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -128,7 +132,7 @@ class SamPredictor3D:
 
         Args:
             volume: (D, H, W) = (z, y, x), uint8 or float32, 0 outside of the body as in the
-                challenge's cases; not copied.
+                challenge's cases; not copied if its strides allow that.
             spacing: (z, y, x) in mm.
 
         Raises:
@@ -139,10 +143,13 @@ class SamPredictor3D:
                 f"expected a volume (z, y, x) of uint8 or float32, got shape {volume.shape} of "
                 f"{volume.dtype}"
             )
+        if volume.dtype == np.float32 and not np.isfinite(volume).all():
+            raise ValueError("expected a volume of finite values, got nan or inf")
         mm = np.asarray(spacing, float)
         if mm.shape != (3,) or not (np.isfinite(mm) & (mm > 0)).all():
             raise ValueError(f"expected spacing as 3 positive numbers in mm, got {spacing}")
-        self.volume = volume
+        # torch takes no negative strides.
+        self.volume = volume if min(volume.strides) >= 0 else np.ascontiguousarray(volume)
         z, y, x = mm.tolist()
         self.spacing = (z, y, x)
         self._cache.clear()
@@ -184,12 +191,13 @@ class SamPredictor3D:
         """
         if not 1 <= obj <= 255:
             raise ValueError(f"expected an object from 1 to 255, got {obj}")
-        steps = self._objects.get(obj, [])
-        prompts = steps[-1].prompts if steps else Prompts()
-        previous = steps[-1].prediction.kept if steps else None
+        steps = self._objects.get(obj, [None])
+        last = steps[-1]
+        prompts = last.prompts if last else Prompts()
+        previous = last.prediction.kept if last else None
         added = self._clicks(points, labels)
-        if not added and box is None and mask is None and steps:
-            return steps[-1].prediction
+        if not added and box is None and mask is None and last:
+            return last.prediction
         if mask is not None:
             if mask.shape != self.shape or mask.dtype != np.bool_:
                 raise ValueError(
@@ -201,23 +209,24 @@ class SamPredictor3D:
         held = tuple(click for click in prompts.clicks if click.point not in new)
         prompts = Prompts(prompts.box if box is None else self._box(box), held + added)
         (prediction,) = self.segment([Request(prompts, previous, len(added))])
-        self._objects[obj] = [*steps[1 - MAX_UNDO :], _Step(prompts, prediction)]
+        self._objects[obj] = [*steps[-MAX_UNDO:], _Step(prompts, prediction)]
         return prediction
 
     def undo(self, obj: int = 1) -> Prediction | None:
         """Take an object's last call of `predict` back; returns what it was before, None if new.
 
         Raises:
-            ValueError: There is nothing to take back.
+            ValueError: There is nothing to take back, or no more than MAX_UNDO calls.
         """
-        if obj not in self._objects:
+        steps = self._objects.get(obj, [])
+        if len(steps) < 2:
             raise ValueError(f"object {obj}: nothing to undo")
-        steps = self._objects[obj]
         steps.pop()
-        if not steps:
+        last = steps[-1]
+        if last is None:
             del self._objects[obj]
             return None
-        return steps[-1].prediction
+        return last.prediction
 
     def reset(self, obj: int) -> None:
         """Forget an object."""
@@ -227,7 +236,9 @@ class SamPredictor3D:
         """(D, H, W) uint8, each object under its number, a voxel to that with the highest logit."""
         canvas = Canvas(self.shape)
         for obj in self.objects:
-            canvas.paint(obj, self._objects[obj][-1].prediction)
+            last = self._objects[obj][-1]
+            assert last is not None
+            canvas.paint(obj, last.prediction)
         return canvas.seg
 
     def segment(self, requests: Sequence[Request]) -> Iterator[Prediction]:

@@ -28,7 +28,14 @@ class Click:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of one object; `clicks` in the order in which they were made."""
+    """The prompts of one object.
+
+    Attributes:
+        box: Of it.
+        clicks: In the order in which they were made.
+        is_right: The last round found nothing to correct.
+    """
 
     box: Box | None = None
     clicks: tuple[Click, ...] = ()
+    is_right: bool = False

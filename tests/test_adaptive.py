@@ -318,6 +318,38 @@ def test_a_click_that_is_not_obeyed_is_asked_again_from_nearby():
     assert len(oracle.queries[1].points) == 3 and oracle.queries[1].mask.all()
 
 
+class Fixed(Oracle):
+    """Answers with the same logits."""
+
+    def __init__(self, logits):
+        self.queries, self.logits, self.truth = [], logits, np.zeros(VOLUME)
+
+    def answer(self, query):
+        return self.logits
+
+
+def test_what_lies_beyond_the_volume_is_not_found():
+    logits = np.full([MASK_SIZE] * 3, -1, np.float32)
+    logits[:2] = 1  # above the first slice
+    oracle = Fixed(logits)
+    prediction = oracle.play(Prompts(box_of((0, 30, 40), (10, 50, 80))))
+    assert not prediction.mask.any() and prediction.mask.shape == VOLUME
+    assert len(oracle.queries) == 1
+
+
+def test_a_click_near_the_border_of_a_coarse_roi_is_obeyed():
+    class Pieces(Oracle):
+        def answer(self, query):
+            value = -1.0 if len(self.queries) == 1 else 1.0
+            return np.full([MASK_SIZE] * 3, value, np.float32)
+
+    box = box_of((15, 20, 25), (45, 70, 100))
+    for point in ((8, 45, 60), (8, 8, 8), (52, 82, 112)):
+        oracle = Pieces(np.zeros(VOLUME))
+        prediction = oracle.play(Prompts(box, (Click(point, True),)))
+        assert max(oracle.queries[0].roi.step) > 2 and prediction.mask[point]
+
+
 def test_the_mask_before_is_the_mask_prompt():
     truth = ellipsoid((25, 40, 60), (5.4, 10.4, 20.4))
     z, y, x = slice(18, 33), slice(28, 53), slice(38, 83)

@@ -279,13 +279,20 @@ def test_a_checkpoint_says_how_it_is_to_be_used(finished):
     assert 0 <= content_of(finished)["log"][-1]["val_DSC_Final"] <= 1
 
 
-def test_a_run_goes_on_to_the_same_losses(finished, weights, tmp_path):
+def test_a_run_goes_on_to_the_same_losses_with_its_settings(finished, weights, tmp_path):
+    """Without their options; and a run that begins from its weights has them, too."""
     data = finished / "data"
-    result = train(weights, data, tmp_path, *OPTIONS, "--num_epochs=1")
-    assert result.returncode == 0, result.stderr
-    result = train(weights, data, tmp_path, *OPTIONS, "--resume")
+    assert train(weights, data, tmp_path, *OPTIONS, "--num_epochs=1").returncode == 0
+    plain = ("--recipe=adaptive", "--others_lr=1", "--num_epochs=2")
+    result = train(weights, data, tmp_path, *plain, "--resume")
     assert result.returncode == 0, result.stderr
     assert numbers(tmp_path) == numbers(finished)
+    assert content_of(tmp_path)["policy_args"]["roi_factor"] == 1.6
+    begun = finished / "run/sam_model_latest.pth"
+    result = train(begun, data, tmp_path / "more", *plain, "--roi_spacing=2")
+    assert result.returncode == 0, result.stderr
+    checkpoint = read_checkpoint(tmp_path / "more/run/sam_model_latest.pth")
+    assert settings_of(checkpoint) == AdaptiveSettings(1.6, 2.0)
 
 
 def test_a_run_of_another_recipe_is_not_resumed(finished, weights):

@@ -42,6 +42,15 @@ def test_clicks_come_in_the_order_they_were_made(write_npz):
     assert case.rounds == 4
 
 
+def test_an_object_is_right_if_the_last_round_had_no_click_for_it(write_npz):
+    clicks = as_objects([{"fg": [[1, 2, 3]], "bg": []}, {"fg": [[4, 5, 6]], "bg": []}])
+    order = as_objects([["fg", None], [None, "fg"]])
+    case = read_case(write_npz(clicks=clicks, clicks_order=order))
+    assert [prompts.is_right for prompts in case.objects] == [True, False]
+    case = read_case(write_npz(clicks=clicks))
+    assert not any(prompts.is_right for prompts in case.objects)
+
+
 def test_clicks_without_boxes_and_without_order(write_npz):
     path = write_npz(boxes=None, clicks=clicks_of(([[1, 2, 3]], [[0, 0, 0]])))
     case = read_case(path)

@@ -62,6 +62,14 @@ def test_layouts_of_pth_files(layout, zipped, tmp_path, tiny_model):
     assert is_equal(model, tiny_model) and not model.training
 
 
+def test_safetensors_with_metadata_that_is_no_object(tmp_path, tiny_model):
+    from safetensors.torch import save_file
+
+    save_file(tiny_model.state_dict(), tmp_path / "odd.safetensors", {"sam_med3d": "[]"})
+    with pytest.raises(CheckpointError, match="its metadata sam_med3d is .*, expected an object"):
+        read_checkpoint(tmp_path / "odd.safetensors")
+
+
 def test_safetensors_with_its_metadata_and_half_precision(tmp_path, tiny_model):
     from safetensors.torch import save_file
 

@@ -128,7 +128,7 @@ def test_a_bad_file_is_named_and_the_next_case_taken(tmp_path):
     batch = collate([dataset[(0, 0)], sample])
     assert batch.names == ("a.npz", "a.npz") and batch.failures == sample.failures
     (tmp_path / "a.npz").unlink()
-    with pytest.raises(CaseError, match="none of 3 cases has a label .* 3 can't be read"):
+    with pytest.raises(CaseError, match="none of 3 samples has a label .* 3 can't be read"):
         dataset[(0, 0)]
 
 
@@ -144,7 +144,7 @@ def test_a_label_that_its_roi_misses_is_no_bad_file_but_left_for_the_next_case(t
     gts = np.zeros((60, 60, 60), np.uint8)
     gts[:12, :12, :12] = gts[-12:, -12:, -12:] = 1  # nothing in the middle
     write_prepared(tmp_path / "a.npz", gts, gts, (1.5, 1.5, 1.5), b"")
-    with pytest.raises(CaseError, match="none of 1 cases has a label of more than 10 voxels"):
+    with pytest.raises(CaseError, match="none of 1 samples has a label of more than 10 voxels"):
         dataset_of(tmp_path)[(0, 0)]
     write_case(tmp_path / "b.npz")
     sample = dataset_of(tmp_path)[(0, 0)]

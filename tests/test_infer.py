@@ -15,9 +15,10 @@ import torch
 import infer
 from conftest import ROOT, SHAPE, TINY, as_objects
 from seeded import published_weights
+from segment_anything.adaptive import AdaptiveSettings
 from utils import options
 from utils.case import read_case
-from utils.policy import predict_baseline
+from utils.policy import make_method, predict_baseline
 
 
 @pytest.fixture
@@ -157,6 +158,24 @@ def test_the_policy_is_that_of_the_checkpoint_or_the_option(run, write_npz, tmp_
     )
     status, out, _ = run("--policy", "baseline", checkpoint=tmp_path / "other.pth")
     assert status == 0 and "baseline policy" in out
+
+
+def test_policy_args_are_obeyed_or_refused(run, write_npz, tmp_path, tiny_model):
+    path = write_npz()
+    content = {"model_state_dict": tiny_model.state_dict(), "model_args": TINY}
+    content |= {"policy": "adaptive", "policy_args": {"roi_factor": 3.0}}
+    torch.save(content, tmp_path / "wide.pth")
+    status, out, _ = run(checkpoint=tmp_path / "wide.pth")
+    assert status == 0 and "adaptive policy" in out
+    segment = make_method(tiny_model, "adaptive", AdaptiveSettings(roi_factor=3.0))
+    segs = segs_of(tmp_path / "outputs" / path.name)
+    np.testing.assert_array_equal(segs, segment(read_case(path)))
+    assert (segs != make_method(tiny_model, "adaptive")(read_case(path))).any()
+    torch.save(content | {"policy_args": {"roi_scale": 3.0}}, tmp_path / "odd.pth")
+    status, _, err = run(checkpoint=tmp_path / "odd.pth")
+    assert status == 2 and "odd.pth: policy_args can't be obeyed" in err and "roi_scale" in err
+    status, _, err = run("--backend", "medim", checkpoint=tmp_path / "wide.pth")
+    assert status == 2 and "--backend medim: has no box corners" in err
 
 
 @pytest.mark.parametrize("options", [("--seed", "-1"), ("--batch-size", "0"), ("--policy", "x")])

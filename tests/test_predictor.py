@@ -76,7 +76,8 @@ def test_prompts_add_up_and_are_those_of_one_call(predictor):
     predictor.predict(box=BOX)
     predictor.predict(points=[(4, 5, 6)], labels=[1])
     step_by_step = predictor.predict(points=[(4, 9, 9)], labels=[0])
-    mask = predictor._objects[1][-2].prediction.mask
+    predictor.undo()
+    mask = predictor.predict().mask
     at_once = predictor.predict([(4, 5, 6), (4, 9, 9)], [1, 0], BOX, mask, obj=2)
     np.testing.assert_array_equal(step_by_step.logits, at_once.logits)
 
@@ -98,10 +99,30 @@ def test_undo_goes_back_a_call(predictor):
         predictor.undo()
 
 
-def test_what_undo_holds_is_bounded(predictor, contented):
+def test_what_undo_holds_is_bounded_and_its_end_takes_nothing_away(predictor, contented):
     for i in range(MAX_UNDO + 3):
         predictor.predict(points=[(4, 5, i % 18)], labels=[i % 2], box=BOX)
-    assert len(predictor._objects[1]) == MAX_UNDO
+    assert len(predictor._objects[1]) == MAX_UNDO + 1
+    for _ in range(MAX_UNDO):
+        assert predictor.undo() is not None
+    with pytest.raises(ValueError, match="object 1: nothing to undo"):
+        predictor.undo()
+    assert predictor.objects == (1,) and predictor.predict().mask.any()
+
+
+def test_a_click_after_nothing_was_found(predictor, monkeypatch):
+    def decode(embedding, points, mask_prompt):
+        return torch.full((1, 1, 16, 16, 16), -1.0), torch.ones(1, 1)
+
+    monkeypatch.setattr(predictor.model, "decode", decode)
+    assert not predictor.predict(box=BOX).mask.any()
+    assert not predictor.predict(points=[(4, 5, 6)], labels=[1]).mask.any()
+
+
+def test_a_mask_alone_stays_as_it_is(predictor):
+    mask = np.zeros(SHAPE, bool)
+    mask[3:5, 4:9, 5:12] = True
+    np.testing.assert_array_equal(predictor.predict(mask=mask).mask, mask)
 
 
 def test_objects_are_held_side_by_side(predictor):
@@ -123,6 +144,25 @@ def test_a_new_image_forgets_the_old_one(predictor, image):
     predictor.set_image(255 - image, SPACING)
     assert predictor.objects == ()
     assert not np.array_equal(predictor.predict(box=BOX).logits, first.logits)
+
+
+def test_a_volume_of_any_strides(predictor, image):
+    expected = predictor.predict(box=BOX).logits
+    for volume in (image[:, ::-1].copy()[:, ::-1], np.asfortranarray(image)):
+        predictor.set_image(volume, SPACING)
+        np.testing.assert_array_equal(predictor.predict(box=BOX).logits, expected)
+
+
+def test_an_object_that_is_right_stays_as_it_is_whatever_others_claim(tiny_hybrid, image):
+    prev_pred = np.zeros(SHAPE, np.uint8)
+    prev_pred[3:6, 4:9, 5:12] = 1
+    box = Box((2, 3, 4), (8, 11, 14), 4)
+    right = Prompts(box, (Click((4, 5, 6), True),), is_right=True)
+    other = Prompts(box, (Click((4, 5, 6), True),))
+    case = Case("case.npz", image, SPACING, (right, other), 2, prev_pred)
+    seg = make_method(tiny_hybrid, "adaptive")(case)
+    np.testing.assert_array_equal(seg == 1, prev_pred == 1)
+    assert (seg == 2).any()
 
 
 def prediction_of(region, value):
@@ -221,6 +261,8 @@ def test_bad_images(tiny_hybrid):
     for volume in (np.zeros((3, 4), np.uint8), np.zeros((0, 4, 4), np.uint8), np.zeros(SHAPE)):
         with pytest.raises(ValueError, match="expected a volume"):
             predictor.set_image(volume)
+    with pytest.raises(ValueError, match="expected a volume of finite values"):
+        predictor.set_image(np.full(SHAPE, np.nan, np.float32))
     with pytest.raises(ValueError, match="expected spacing as 3 positive numbers"):
         predictor.set_image(np.ones(SHAPE, np.uint8), (1.0, 0.0, 1.0))
 

@@ -102,7 +102,8 @@ def test_instance_labels_beyond_a_byte_are_kept(tmp_path):
 
 def test_a_native_case_is_what_it_was(tmp_path):
     raw, out = tmp_path / "raw", tmp_path / "out"
-    write_raw(raw / "a.npz")
+    image, gts = map(np.asfortranarray, volumes())
+    write_raw(raw / "a.npz", imgs=image, gts=gts)
     assert run(raw, out, "--native").returncode == 0
     case, (image, gts) = read_prepared(out / "a.npz"), map_volumes(out / "a.npz")
     for kept, original in zip((image, gts), volumes(), strict=True):

@@ -73,7 +73,8 @@ class AdaptiveDataset(CaseDataset):
             bounds = jitter(bounds, rng)
             is_piece = rng.random() < PIECES
             if is_piece:
-                bounds = piece_bounds(bounds, self._border_voxel(gts, label, whole, rng))
+                at = self._voxel(gts, label, whole, rng, is_border=True)
+                bounds = piece_bounds(bounds, at)
             roi = roi_of(bounds, self.size, stride, (d, h, w))
             truth = crop_roi_nearest(gts, roi) == label
             if np.count_nonzero(truth) < MIN_IN_ROI:
@@ -95,11 +96,6 @@ class AdaptiveDataset(CaseDataset):
         point = self._voxel(gts, label, whole, rng, is_border=False)
         prompts = Prompts(None, (Click(point, True),))
         return prompts, whole if rng.random() < 0.5 else None
-
-    def _border_voxel(
-        self, gts: np.ndarray, label: int, whole: np.ndarray, rng: np.random.Generator
-    ) -> tuple[int, int, int]:
-        return self._voxel(gts, label, whole, rng, is_border=True)
 
     def _voxel(
         self,
@@ -133,7 +129,7 @@ class AdaptiveDataset(CaseDataset):
         if rng.random() < INVERTED:
             image = 255 - image
         self.augment.set_random_state(int(rng.integers(2**31)))
-        changed = torch.as_tensor(self.augment(image[None]))[0]
+        changed = self.augment(image[None])[0]
         return normalise(torch.where(is_inside, changed.clamp(min=1e-3), 0.0))
 
     def _turned(
@@ -165,6 +161,7 @@ def intensity_transforms():  # type: ignore[no-untyped-def]
     """MONAI's, on (1, S, S, S) images of values 0..255."""
     from monai.transforms import (
         Compose,
+        EnsureType,
         RandAdjustContrast,
         RandBiasField,
         RandGaussianNoise,
@@ -180,6 +177,7 @@ def intensity_transforms():  # type: ignore[no-untyped-def]
             RandGaussianSmooth(prob=0.15, **blur),
             RandSimulateLowResolution(prob=0.1, zoom_range=(0.5, 1.0)),
             RandGaussianNoise(prob=0.3, std=15.0),
+            EnsureType(track_meta=False),
         ]
     )
 

@@ -290,7 +290,8 @@ def _parse_case(name: str, archive: zipfile.ZipFile) -> Case:
         total_clicks += len(made)
         if total_clicks > MAX_CLICKS:
             raise CaseError(f"expected at most {MAX_CLICKS} clicks in a case")
-        prompts.append(Prompts(box, made))
+        is_right = order is not None and len(order[i]) > 0 and order[i][-1] is None
+        prompts.append(Prompts(box, made, is_right))
     if boxes is None and total_clicks == 0:
         raise CaseError("expected prompts, got no boxes and only empty lists of clicks")
 

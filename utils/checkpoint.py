@@ -112,8 +112,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            metadata = file.metadata() or {}
-            return tensors, json.loads(metadata.get("sam_med3d", "{}"))
+            metadata = json.loads((file.metadata() or {}).get("sam_med3d", "{}"))
+            if not isinstance(metadata, dict):
+                raise ValueError(f"its metadata sam_med3d is {metadata!r}, expected an object")
+            return tensors, metadata
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path.name}: not a safetensors file: {error}") from error
 

@@ -31,7 +31,8 @@ class Batch:
     Attributes:
         image: (B, 1, S, S, S) normalised ROIs.
         truth: The same, bool.
-        draws: (B, ROUNDS) in [0, 1), for the clicks.
+        draws: (B, ROUNDS), of the adaptive recipe (B, 2 * ADAPTIVE_ROUNDS), in [0, 1): for the
+            clicks.
         names: Of the cases.
         failures: Messages about cases that could not be used, by name.
         start: What the adaptive recipe begins with; () in the published one, else points
@@ -127,8 +128,9 @@ class CaseDataset(Dataset):
             if batch is not None:
                 return replace(batch, failures=failures)
         raise CaseError(
-            f"none of {len(self)} cases has a label of more than {self.min_voxels} voxels in a ROI "
-            f"of {self.size}; {len(failures)} can't be read: {'; '.join(failures.values())[:500]}"
+            f"none of {len(self)} samples has a label of more than {self.min_voxels} voxels and "
+            f"enough of it in its ROI; {len(failures)} can't be read: "
+            f"{'; '.join(failures.values())[:500]}"
         )
 
     def usable(self, case: PreparedCase) -> np.ndarray:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from utils.case import Case
 
 POLICIES = ("baseline", "adaptive")
-ROI_FACTOR, ROI_SPACING = 1.8, 1.5  # of a new adaptive run, see AdaptiveSettings
 SCHEDULERS = ("multisteplr", "steplr", "coswarm", "linear")
 CKPT_DIR = Path(__file__).resolve().parents[1] / "ckpt"
 NO_CHECKPOINT = """\
@@ -103,6 +102,8 @@ def load_model(
     if policy not in POLICIES:
         raise CheckpointError(f"{path.name}: expected a policy of {POLICIES}, got {policy!r}")
     settings = settings_of(checkpoint) if policy == "adaptive" else None
+    if settings and args.backend == "medim":
+        raise ValueError("--backend medim: has no box corners, expected --policy baseline")
     if args.backend == "medim":
         from utils.medim_backend import build_medim_model
 

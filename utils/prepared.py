@@ -70,8 +70,8 @@ def write_prepared(
     with atomic_write(path) as file:
         np.savez(
             file,
-            imgs=image,
-            gts=gts,
+            imgs=np.ascontiguousarray(image),
+            gts=np.ascontiguousarray(gts),
             spacing=np.array(spacing[::-1], np.float64),
             labels=values.astype(np.int64),
             label_boxes=boxes,

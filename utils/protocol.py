@@ -134,7 +134,9 @@ def play(
 
 def _with_clicks(case: Case, clicks: tuple[Click | None, ...], prev_pred: np.ndarray) -> Case:
     objects = tuple(
-        prompts if click is None else Prompts(prompts.box, (*prompts.clicks, click))
+        replace(prompts, is_right=True)
+        if click is None
+        else Prompts(prompts.box, (*prompts.clicks, click))
         for prompts, click in zip(case.objects, clicks, strict=True)
     )
     return replace(case, objects=objects, rounds=case.rounds + 1, prev_pred=prev_pred)

@@ -32,7 +32,7 @@ class Workers:
             self._store = _connect(address, port, self.rank == 0 and not has_host)
 
     def share(self, items: Sequence[T]) -> Iterator[T]:
-        """The items that no other process has taken before; each takes the next when it is free."""
+        """The items that no other process has taken before."""
         if self.count == 1:
             yield from items
             return
@@ -49,17 +49,17 @@ class Workers:
         return int(self._store.get("decision"))
 
     def collect(self, text: str) -> list[str]:
-        """What each process gives, in the order of their ranks, once all have come here.
+        """To the first process, once all have come here, what each gives; to the others nothing.
 
-        None leaves before: torchrun ends the others when one exits with an error.
+        These then leave without an error, at which torchrun would end the first one.
         """
         if self.count == 1:
             return [text]
-        self._store.set(f"collected/{self.rank}", text)
         keys = [f"collected/{rank}" for rank in range(self.count)]
-        while not self._store.check(keys):
+        self._store.set(keys[self.rank], text)
+        while self.rank == 0 and not self._store.check(keys):
             time.sleep(POLL_SECONDS)
-        return [self._store.get(key).decode() for key in keys]
+        return [self._store.get(key).decode() for key in keys] if self.rank == 0 else []
 
     def finish(self) -> bool:
         """True in the first process, once all have come here; False in the others."""

@@ -24,10 +24,11 @@ Embedding = Tensor | tuple[Tensor, ...]
 
 
 def split_embedding(embedding: Embedding) -> list[Embedding]:
-    """An embedding of B ROIs -> B of one."""
+    """An embedding of B ROIs -> B of one, none of which keeps the others in memory."""
     if isinstance(embedding, Tensor):
-        return list(embedding.split(1))
-    return list(zip(*(level.split(1) for level in embedding), strict=True))
+        return [part.clone() for part in embedding.split(1)]
+    levels = ([part.clone() for part in level.split(1)] for level in embedding)
+    return list(zip(*levels, strict=True))
 
 
 def join_embeddings(embeddings: Sequence[Embedding]) -> Embedding:
