@@ -25,7 +25,6 @@ MAX_GROWTHS = 2  # times that an object is predicted again since its mask touche
 COARSE = 2.0  # original voxels per ROI voxel; above, clicks are refined in pieces
 PIECE = 0.5  # sides of a piece over those of the ROI
 PIECE_BLEND = 0.25  # of a piece's side, from its border inwards, over which it fades in
-NEAR = 2  # voxels from a click, within which a change belongs to it
 KEPT_LOGIT = 1.0  # of what is kept as it was since there is nothing to ask
 RIGHT_LOGIT = 100.0  # of what is known to be right, whatever other objects claim
 
@@ -79,12 +78,10 @@ class Request:
     Attributes:
         prompts: All of them, in voxels of the original volume.
         previous: The mask before the last prompts, if there is one.
-        new_clicks: How many of the clicks, the last ones, came since then.
     """
 
     prompts: Prompts
     previous: Mask | None = None
-    new_clicks: int = 1
 
 
 @dataclass(frozen=True)
@@ -307,8 +304,7 @@ def segment_object(
 
     The whole object is asked for on one ROI, on a larger one while the mask touches its border.
     Then, on pieces of the ROI round the clicks, finer: where the ROI is coarser than the volume,
-    and where a clicked voxel has not become what was asked. A mask that is finer than the ROI
-    is only changed where the new clicks are.
+    and where a clicked voxel has not become what was asked.
 
     Args:
         request: The object.
@@ -341,9 +337,7 @@ def segment_object(
 
     patches = [whole]
     is_coarse = max(roi.step) > COARSE
-    new = prompts.clicks[len(prompts.clicks) - request.new_clicks :] if request.new_clicks else ()
-    is_merged = is_coarse and kept is not None and len(new) > 0
-    for click in new if is_merged else prompts.clicks:
+    for click in prompts.clicks:
         if not is_coarse and is_obeyed(click, patches):
             continue
         piece = roi_of(piece_bounds(bounds, click.point), size, stride, shape)
@@ -352,58 +346,7 @@ def segment_object(
         mask = render(patches, positions) > MASK_THRESHOLD
         piece_answer = yield Query(piece, *points_in(prompts, piece), mask)
         patches.append(Patch(piece_low, piece_answer.logits))
-    prediction = assemble(patches, shape, answer.iou)
-    if is_merged and previous is not None:
-        return merge(prediction, previous, new)
-    return prediction
-
-
-def merge(prediction: Prediction, previous: Mask, clicks: Sequence[Click]) -> Prediction:
-    """Change the mask so far only where clicks do it.
-
-    Of the connected parts in which prediction and mask differ, those near a click are taken from
-    the prediction. Without one there, nothing changes; but where even a clicked voxel is not what
-    was asked, the whole prediction is taken. As the progressive merge of FocalClick (Chen et al.,
-    CVPR 2022), which keeps details that a coarser view of the object would lose.
-    """
-    from scipy import ndimage
-
-    regions = [previous.region]
-    if prediction.region_logits.size:
-        regions.append(prediction.region)
-    z, y, x = (
-        slice(min(part.start for part in parts), max(part.stop for part in parts))
-        for parts in zip(*regions, strict=True)
-    )
-    first = np.array([z.start, y.start, x.start])
-    logits = np.full([part.stop - part.start for part in (z, y, x)], -KEPT_LOGIT, np.float16)
-    if prediction.region_logits.size:
-        logits[_within(prediction.region, first)] = prediction.region_logits
-    old = np.zeros(logits.shape, bool)
-    old[_within(previous.region, first)] = previous.inside
-
-    changes, count = ndimage.label((logits > MASK_THRESHOLD) != old)
-    is_taken = np.zeros(count + 1, bool)
-    for click in clicks:
-        at = [p - low for p, low in zip(click.point, first.tolist(), strict=True)]
-        near = tuple(slice(max(p - NEAR, 0), max(p + NEAR + 1, 0)) for p in at)
-        parts = np.unique(changes[near])
-        voxel = tuple(slice(max(p, 0), max(p + 1, 0)) for p in at)
-        is_now = bool((logits[voxel] > MASK_THRESHOLD).any())
-        if not parts.any() and is_now != click.is_foreground:
-            return prediction
-        is_taken[parts] = True
-    left = (changes > 0) & ~is_taken[changes]
-    logits[left] = np.where(old[left], KEPT_LOGIT, -KEPT_LOGIT)
-    return Prediction(prediction.shape, (z, y, x), logits, prediction.iou)
-
-
-def _within(region: Region, first: np.ndarray) -> Region:
-    z, y, x = (
-        slice(part.start - int(low), part.stop - int(low))
-        for part, low in zip(region, first, strict=True)
-    )
-    return z, y, x
+    return assemble(patches, shape, answer.iou)
 
 
 def nothing(shape: Index3, iou: float = 0.0) -> Prediction:

@@ -208,7 +208,7 @@ class SamPredictor3D:
         new = {click.point for click in added}
         held = tuple(click for click in prompts.clicks if click.point not in new)
         prompts = Prompts(prompts.box if box is None else self._box(box), held + added)
-        (prediction,) = self.segment([Request(prompts, previous, len(added))])
+        (prediction,) = self.segment([Request(prompts, previous)])
         self._objects[obj] = [*steps[-MAX_UNDO:], _Step(prompts, prediction)]
         return prediction
 

@@ -11,11 +11,9 @@ from segment_anything.adaptive import (
     Answer,
     Mask,
     Patch,
-    Prediction,
     Request,
     assemble,
     choose_bounds,
-    merge,
     points_in,
     render,
     roi_of,
@@ -245,65 +243,6 @@ def test_clicks_on_a_coarse_roi_are_refined_in_pieces():
     whole, piece = oracle.queries
     assert max(whole.roi.step) > 2 and piece.roi.step == tuple(s / 2 for s in whole.roi.step)
     assert dice(fine.mask, truth) >= dice(coarse.mask, truth)
-
-
-def mask_of(volume):
-    return Mask((slice(0, 60), slice(0, 90), slice(0, 120)), volume)
-
-
-def predicted(volume, region=(slice(5, 55), slice(10, 80), slice(0, 120))):
-    logits = np.where(volume[region], 3.0, -3.0).astype(np.float16)
-    return Prediction(VOLUME, region, logits, 0.5)
-
-
-@pytest.mark.parametrize("is_foreground", [True, False])
-def test_a_merge_changes_only_what_hangs_together_with_the_click(is_foreground):
-    old = ellipsoid((25, 40, 60), (12, 20, 30))
-    near, far = ellipsoid((25, 40, 90), (3, 5, 6)), ellipsoid((25, 40, 30), (3, 5, 6))
-    new = old | near | far if is_foreground else old & ~(near | far)
-    merged = merge(predicted(new), mask_of(old), (Click((25, 41, 91), is_foreground),))
-    expected = old | near if is_foreground else old & ~near
-    np.testing.assert_array_equal(merged.mask, expected)
-
-
-def test_a_merge_keeps_everything_where_the_click_changes_nothing():
-    old = ellipsoid((25, 40, 60), (12, 20, 30))
-    new = old | ellipsoid((25, 40, 30), (3, 5, 6))
-    merged = merge(predicted(new), mask_of(old), (Click((25, 40, 80), True),))  # right already
-    np.testing.assert_array_equal(merged.mask, old)
-    disobeyed = merge(predicted(new), mask_of(old), (Click((25, 40, 80), False),))
-    np.testing.assert_array_equal(disobeyed.mask, new)
-
-
-def test_a_merge_takes_what_hangs_together_with_any_of_the_clicks():
-    old = ellipsoid((25, 40, 60), (12, 20, 30))
-    parts = [ellipsoid((25, 40, 30 * i), (3, 5, 6)) for i in (1, 3)]
-    added = ellipsoid((45, 70, 60), (3, 5, 6))
-    clicks = (Click((25, 40, 91), True), Click((25, 40, 29), True))
-    merged = merge(predicted(old | parts[0] | parts[1] | added), mask_of(old), clicks)
-    np.testing.assert_array_equal(merged.mask, old | parts[0] | parts[1])
-
-
-def test_a_merge_with_nothing_keeps_the_mask_unless_it_was_clicked_away():
-    old = ellipsoid((25, 40, 60), (12, 20, 30))
-    nothing = Prediction(VOLUME, (slice(0, 0),) * 3, np.zeros((0, 0, 0), np.float16), 0.5)
-    for point, is_kept in (((50, 80, 5), True), ((25, 40, 60), False)):
-        merged = merge(nothing, mask_of(old), (Click(point, False),))
-        np.testing.assert_array_equal(merged.mask, old & is_kept)
-
-
-def test_a_click_on_a_coarse_roi_leaves_the_rest_as_it_was():
-    """A detail elsewhere, finer than the ROI shows, survives the next rounds."""
-    truth = ellipsoid((30, 45, 60), (20.4, 30.4, 50.4))
-    box = box_of((10, 15, 10), (51, 76, 111))
-    previous = truth.copy()
-    previous[30, 45, 60] = False
-    previous[30:34, 60:66, 80:90] = False
-    prompts = Prompts(box, (Click((31, 63, 85), True),))
-    oracle = Oracle(truth)
-    prediction = oracle.play(prompts, mask_of(previous))
-    assert len(oracle.queries) == 2
-    assert prediction.mask[31, 63, 85] and not prediction.mask[30, 45, 60]
 
 
 def test_a_click_that_is_not_obeyed_is_asked_again_from_nearby():

@@ -156,7 +156,6 @@ def predict_adaptive(predictor: SamPredictor3D, case: Case) -> np.ndarray:
     if predictor.volume is not case.image or predictor.spacing != case.spacing:
         predictor.set_image(case.image, case.spacing)
     canvas = Canvas(case.shape)
-    # A round of the challenge adds a click to each object.
     requests = list(map(Request, case.objects, previous_masks(case)))
     for label, prediction in enumerate(predictor.segment(requests), 1):
         canvas.paint(label, prediction)
