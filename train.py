@@ -1,4 +1,4 @@
-"""Train or fine-tune SAM-Med3D by the published recipe; train.sh names its values.
+"""Train or fine-tune SAM-Med3D by the published or the adaptive recipe; train.sh names the values.
 
 One process, or several under torchrun, a GPU each. Writes below --work_dir/--task_name:
 sam_model_latest.pth, sam_model_loss_best.pth, sam_model_dice_best.pth, log.csv, Loss.png, Dice.png.
@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.options import SCHEDULERS, int_from
+from utils.train_options import add_train_options
 
 # torch is imported where it is used, so that --help and messages about options come at once.
 if TYPE_CHECKING:
@@ -33,116 +33,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    count = int_from(1, 2**31)
-    run = parser.add_argument_group("run")
-    run.add_argument("--task_name", default="union_train", help="folder of the run in --work_dir")
-    run.add_argument("--work_dir", type=Path, default=ROOT / "work_dir")
-    run.add_argument(
-        "--resume", action="store_true", help="go on from sam_model_latest.pth, if there is one"
-    )
-    run.add_argument("--seed", type=int_from(0, 2**31), default=0)
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
-    run.add_argument(
-        "--multi_gpu", action="store_true", help="a process for each of --gpu_ids, or of all GPUs"
-    )
-    run.add_argument("--gpu_ids", type=int, nargs="+", help="GPUs to use; default: all")
-
-    model = parser.add_argument_group("network")
-    model.add_argument("--checkpoint", type=Path, help="weights to begin with; default: random")
-    model.add_argument(
-        "--model_type", help="of the registry; default: the checkpoint's, or vit_b_ori"
-    )
-    model.add_argument(
-        "--img_size", type=count, help="voxels along the ROI's sides; default: the network's"
-    )
-    model.add_argument(
-        "--allow_partial_weight",
-        action="store_true",
-        help="initialise the tensors that do not fit the checkpoint instead of stopping",
-    )
-
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data", type=Path, nargs="+", help="folders; default: img_datas of utils/data_paths.py"
-    )
-    data.add_argument(
-        "--min_voxels", type=int, default=1000, help="labels must have more, as prepared"
-    )
-    data.add_argument(
-        "--max_bad_share",
-        type=float,
-        default=0.05,
-        help="of the files may be unusable; they are named and skipped",
-    )
-    data.add_argument(
-        "--num_workers", type=int_from(0, 1024), default=4, help="that read, per process"
-    )
-
-    loop = parser.add_argument_group("recipe")
-    loop.add_argument(
-        "--recipe",
-        choices=("published", "adaptive"),
-        default="published",
-        help="published: for the policy baseline; adaptive: for the policy of that name, on cases "
-        "prepared with --native",
-    )
-    loop.add_argument(
-        "--roi_factor",
-        type=float,
-        help="adaptive: sides of the ROI over those of the box; default: the checkpoint's, or 1.8",
-    )
-    loop.add_argument(
-        "--roi_spacing",
-        type=float,
-        help="adaptive: mm per voxel of the ROI round a first click without a box; default: the "
-        "checkpoint's, or 1.5",
-    )
-    loop.add_argument("--num_epochs", type=count, default=200)
-    loop.add_argument("--batch_size", type=count, default=6, help="per process")
-    loop.add_argument(
-        "--accumulation_steps", type=count, default=20, help="batches per optimizer step"
-    )
-    loop.add_argument("--lr", type=float, default=8e-5, help="of the image encoder")
-    loop.add_argument(
-        "--others_lr",
-        type=float,
-        default=0.1,
-        help="of prompt encoder and mask decoder, over --lr; 1 for a network from random weights",
-    )
-    loop.add_argument("--weight_decay", type=float, default=0.1)
-    loop.add_argument(
-        "--lr_scheduler",
-        choices=SCHEDULERS,
-        default="multisteplr",
-    )
-    loop.add_argument("--step_size", type=count, nargs="+", default=[120, 180], help="epochs")
-    loop.add_argument("--gamma", type=float, default=0.1, help="factor of the learning rate")
-    loop.add_argument(
-        "--click_type", choices=("random",), default="random", help="published: among the errors"
-    )
-    loop.add_argument(
-        "--multi_click",
-        action="store_true",
-        help="published: prompt with all clicks, not only the last one",
-    )
-
-    cost = parser.add_argument_group("cost")
-    cost.add_argument(
-        "--amp",
-        choices=("auto", "bf16", "fp16", "fp32"),
-        default="auto",
-        help="auto: bf16 on a GPU that has it, else fp16; fp32 on a CPU",
-    )
-    cost.add_argument(
-        "--save_memory",
-        action=argparse.BooleanOptionalAction,
-        help="compute some activations twice instead of keeping them; same gradients; default: "
-        "on a GPU",
-    )
-
-    val = parser.add_argument_group("validation")
-    val.add_argument("--val_cases", type=Path, help="folder of cases with gts; see evaluate.py")
-    val.add_argument("--val_every", type=count, default=10, help="epochs; and after the last one")
+    add_train_options(parser)
     return parser
 
 
@@ -174,7 +65,7 @@ def build_state(
     """
     import torch
 
-    from segment_anything.adaptive import AdaptiveSettings
+    from segment_anything.bounds import AdaptiveSettings
     from utils.checkpoint import Checkpoint, settings_of
     from utils.train_state import (
         TrainState,

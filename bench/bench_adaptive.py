@@ -46,7 +46,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 def build_small(checkpoint: Path | None):
     """The network, its settings, and what it is called in the tables."""
     from segment_anything import sam_model_registry3D
-    from segment_anything.adaptive import AdaptiveSettings
+    from segment_anything.bounds import AdaptiveSettings
     from utils.checkpoint import build_model, read_checkpoint, settings_of
 
     if checkpoint is not None:

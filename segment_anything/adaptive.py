@@ -1,8 +1,7 @@
-"""The adaptive policy for one object: where to look, what to ask, and what the answers amount to.
+"""The adaptive policy for one object: what to ask of the network, and what its answers amount to.
 
 Nothing here runs a network or reads a file: `segment_object` yields queries, is sent the answers,
-and returns the object's logits. Bounds are (2, 3) arrays, the lower and upper edges of a region
-along (z, y, x) in voxels of the original volume: voxel i reaches from i to i + 1.
+and returns the object's logits.
 """
 
 from collections.abc import Generator, Sequence
@@ -10,46 +9,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from segment_anything.bounds import (
+    EXTENSION,
+    AdaptiveSettings,
+    bounds_of,
+    choose_bounds,
+    piece_bounds,
+    roi_of,
+    union,
+)
 from segment_anything.modeling.sam3D import MASK_THRESHOLD
 from segment_anything.prompts import Click, Index3, Prompts, Region
 from segment_anything.roi import Roi, crop_roi_nearest, sample_linear
 
-ROI_FACTOR = 1.8  # sides of the ROI over those of the box
-ROI_SPACING = 1.5  # mm; of the ROI's voxels where only a click says where the object is
-MIN_ROI_VOXELS = 8.0  # original ones, along each side of the ROI
-MIN_CLICKED = 1 / 3  # least side without a box, over that of the first click's ROI
-SIDE_RATIO = 1.25  # between the sides that a ROI without a box may have
-EXTENSION = 0.25  # of its sides, by which a ROI grows until it holds what it must
-MARGIN = 1 / 16  # of its sides: nearer to the border than that needs an extension
 MAX_GROWTHS = 2  # times that an object is predicted again since its mask touches the border
 COARSE = 2.0  # original voxels per ROI voxel; above, clicks are refined in pieces
-PIECE = 0.5  # sides of a piece over those of the ROI
 PIECE_BLEND = 0.25  # of a piece's side, from its border inwards, over which it fades in
 KEPT_LOGIT = 1.0  # of what is kept as it was since there is nothing to ask
 RIGHT_LOGIT = 100.0  # of what is known to be right, whatever other objects claim
-
-
-@dataclass(frozen=True)
-class AdaptiveSettings:
-    """What a checkpoint was trained with, and inference obeys.
-
-    Attributes:
-        roi_factor: Sides of the ROI over those of the box.
-        roi_spacing: In mm; of the ROI's voxels where there are only clicks.
-        normalisation: Of the ROI; `zscore`, that of `segment_anything.roi.normalise`.
-    """
-
-    roi_factor: float = ROI_FACTOR
-    roi_spacing: float = ROI_SPACING
-    normalisation: str = "zscore"
-
-    def __post_init__(self) -> None:
-        for name in ("roi_factor", "roi_spacing"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 < value < 1000:
-                raise ValueError(f"expected {name} as a number above 0, got {value!r}")
-        if self.normalisation != "zscore":
-            raise ValueError(f"expected the normalisation zscore, got {self.normalisation!r}")
 
 
 @dataclass(frozen=True)
@@ -152,99 +129,6 @@ class Patch:
     logits: np.ndarray
 
 
-def bounds_of(mask: np.ndarray) -> np.ndarray | None:
-    """Of the True voxels of a (D, H, W) bool array, None if there are none."""
-    planes = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    if not len(planes[0]):
-        return None
-    return np.array([[p[0] for p in planes], [p[-1] + 1 for p in planes]], float)
-
-
-def around(core: np.ndarray, factor: float, least: np.ndarray | float = 0.0) -> np.ndarray:
-    """Bounds with the middle of `core`, `factor` times its sides, and no side too short."""
-    side = np.maximum(factor * (core[1] - core[0]), np.maximum(least, MIN_ROI_VOXELS))
-    return core.mean(axis=0) + np.outer([-0.5, 0.5], side)
-
-
-def union(*parts: np.ndarray) -> np.ndarray:
-    return np.stack([np.min([p[0] for p in parts], 0), np.max([p[1] for p in parts], 0)])
-
-
-def extend(base: np.ndarray, needed: np.ndarray) -> np.ndarray:
-    """Bounds that hold `needed` with a margin: `base`, moved outwards by whole EXTENSIONs.
-
-    In steps, so that the ROI stands, and with it its embedding, while little changes.
-    """
-    side = base[1] - base[0]
-    beyond = np.stack([base[0] - needed[0], needed[1] - base[1]]) + MARGIN * side
-    steps = np.ceil(np.maximum(beyond, 0) / (EXTENSION * side))
-    return base + np.stack([-steps[0], steps[1]]) * EXTENSION * side
-
-
-def snap(bounds: np.ndarray, least: np.ndarray) -> np.ndarray:
-    """Bounds about as large and at the same place, out of few: sides `least` * SIDE_RATIO^k."""
-    side = bounds[1] - bounds[0]
-    power = np.ceil(np.log(np.maximum(side / least, 1.0)) / np.log(SIDE_RATIO) - 1e-6)
-    side = least * SIDE_RATIO**power
-    middle = np.round(bounds.mean(axis=0) / (side / 8)) * (side / 8)
-    return middle + np.outer([-0.5, 0.5], side)
-
-
-def choose_bounds(
-    prompts: Prompts,
-    kept: np.ndarray | None,
-    size: int,
-    shape: Index3,
-    spacing: Sequence[float],
-    settings: AdaptiveSettings,
-) -> np.ndarray | None:
-    """Where to look for an object.
-
-    Args:
-        prompts: In voxels of the original volume.
-        kept: Bounds of the mask so far, None if it is empty.
-        size: Voxels along the side of the ROI.
-        shape: (D, H, W) of the volume.
-        spacing: (z, y, x) in mm.
-        settings: Of the checkpoint.
-
-    Returns:
-        Round the box, `roi_factor` times as large. Without one, round the first foreground click
-        at `roi_spacing`, but with no side longer than the volume's; and once there is a mask,
-        round mask and foreground clicks. Extended so that the mask and all clicks are inside.
-        None where there is neither box, nor mask, nor foreground click.
-    """
-    points = [
-        (click.is_foreground, np.add.outer([0.0, 1.0], click.point)) for click in prompts.clicks
-    ]
-    found = [point for is_foreground, point in points if is_foreground]
-    clicked = np.minimum(size * settings.roi_spacing / np.asarray(spacing), shape)
-    if prompts.box is not None:
-        box = np.array([prompts.box.start, prompts.box.stop], float)
-        base = around(box, settings.roi_factor)
-    elif kept is not None:
-        least = MIN_CLICKED * clicked
-        core = union(kept, *found)
-        base = snap(around(core, settings.roi_factor, least), least)
-    elif found:
-        base = around(found[0], 1.0, clicked)
-    else:
-        return None
-    needed = [point for _, point in points] + ([] if kept is None else [kept])
-    return extend(base, union(*needed)) if needed else base
-
-
-def roi_of(bounds: np.ndarray, size: int, stride: int, shape: Index3) -> Roi:
-    """The ROI of `size` voxels a side that looks at `bounds`.
-
-    It begins at a whole voxel of the mask, which is `stride` times as wide.
-    """
-    step = (bounds[1] - bounds[0]) / size
-    start = np.round(bounds[0] / (stride * step)).astype(int) * stride
-    (z, y, x), (tz, ty, tx) = start.tolist(), step.tolist()
-    return Roi(size, (z, y, x), (tz, ty, tx), shape)
-
-
 def points_in(prompts: Prompts, roi: Roi) -> tuple[np.ndarray, np.ndarray]:
     """The prompts that touch a ROI, in its voxels -> points (N, 3) float32, labels (N,) int64.
 
@@ -285,11 +169,6 @@ def is_inside(roi: Roi) -> np.ndarray:
 def _ends_before(roi: Roi, axis: int) -> bool:
     """Whether the volume goes on beyond the upper face of a ROI."""
     return (roi.start[axis] + roi.size) * roi.step[axis] < roi.shape[axis]
-
-
-def piece_bounds(bounds: np.ndarray, point: Index3) -> np.ndarray:
-    """Of a piece of `bounds` round a voxel, with its proportions."""
-    return np.array(point) + 0.5 + np.outer([-0.5, 0.5], PIECE * (bounds[1] - bounds[0]))
 
 
 def segment_object(

@@ -9,15 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from segment_anything.adaptive import (
-    AdaptiveSettings,
-    Answer,
-    Mask,
-    Prediction,
-    Query,
-    Request,
-    segment_object,
-)
+from segment_anything.adaptive import Answer, Mask, Prediction, Query, Request, segment_object
+from segment_anything.bounds import AdaptiveSettings
 from segment_anything.modeling.sam3D import (
     MASK_THRESHOLD,
     Embedding,

@@ -5,20 +5,17 @@ import pytest
 
 from conftest import SHAPE, SPACING
 from segment_anything.adaptive import (
-    EXTENSION,
     MAX_GROWTHS,
-    AdaptiveSettings,
     Answer,
     Mask,
     Patch,
     Request,
     assemble,
-    choose_bounds,
     points_in,
     render,
-    roi_of,
     segment_object,
 )
+from segment_anything.bounds import EXTENSION, AdaptiveSettings, choose_bounds, roi_of
 from segment_anything.prompts import Box, Click, Prompts
 from segment_anything.roi import Roi, crop_roi, crop_roi_averaged, crop_roi_nearest
 

@@ -6,7 +6,7 @@ import torch
 from monai.losses import DiceCELoss
 
 from segment_anything import sam_model_registry3D
-from segment_anything.adaptive import AdaptiveSettings
+from segment_anything.bounds import AdaptiveSettings
 from segment_anything.prompts import Box, Prompts
 from utils.adaptive_dataset import AdaptiveDataset, challenge_box
 from utils.adaptive_loop import AdaptiveLoop

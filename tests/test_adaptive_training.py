@@ -9,7 +9,8 @@ from monai.losses import DiceCELoss
 
 from conftest import TINY_HYBRID, case_arrays
 from segment_anything import sam_model_registry3D
-from segment_anything.adaptive import AdaptiveSettings, choose_bounds, points_in, roi_of
+from segment_anything.adaptive import points_in
+from segment_anything.bounds import AdaptiveSettings, choose_bounds, roi_of
 from segment_anything.prompts import Prompts
 from segment_anything.roi import crop_roi_averaged, crop_roi_nearest, normalise
 from test_train import content_of, numbers, train

@@ -255,7 +255,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_cases(weights, tmp_path):
         (["--val_cases", "nowhere"], "--val_cases nowhere: expected .npz files, got none"),
         (["--data", "nowhere"], "no training data: expected cases made by"),
         (["--img_size", "64"], "tensors do not fit the network"),
-        (["--model_type", "vit_x"], "expected a model_type of default, vit_b_ori, vit_s_ori"),
+        (["--model_type", "vit_x"], "expected a model_type of default, hybrid_s, vit_b_ori"),
         (["--device", "cuda:7"], "--device cuda:7 can't be used"),
         (["--step_size", "1.5"], "argument --step_size"),
         (["--lr_scheduler", "none"], "argument --lr_scheduler"),

@@ -6,13 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segment_anything.adaptive import (
-    AdaptiveSettings,
-    choose_bounds,
-    piece_bounds,
-    points_in,
-    roi_of,
-)
+from segment_anything.adaptive import points_in
+from segment_anything.bounds import AdaptiveSettings, choose_bounds, piece_bounds, roi_of
 from segment_anything.prompts import Box, Click, Prompts
 from segment_anything.roi import Roi, crop_roi_averaged, crop_roi_nearest, normalise
 from utils.adaptive_loop import ADAPTIVE_ROUNDS

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from segment_anything import Sam3D, sam_model_registry3D
-from segment_anything.adaptive import AdaptiveSettings
+from segment_anything.bounds import AdaptiveSettings
 
 FOREGROUND = "prompt_encoder.point_embeddings.1.weight"
 BOX_EMBEDDINGS = tuple(f"prompt_encoder.point_embeddings.{i}.weight" for i in (2, 3))

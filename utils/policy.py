@@ -8,7 +8,8 @@ from itertools import islice
 import numpy as np
 import torch
 
-from segment_anything.adaptive import AdaptiveSettings, Mask, Request
+from segment_anything.adaptive import Mask, Request
+from segment_anything.bounds import AdaptiveSettings
 from segment_anything.modeling.sam3D import MASK_THRESHOLD, Sam3D
 from segment_anything.predictor3D import Canvas, SamPredictor3D, autocast
 from segment_anything.prompts import Index3, Prompts

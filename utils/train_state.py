@@ -11,7 +11,7 @@ import torch
 from torch.optim import AdamW, Optimizer, lr_scheduler
 
 from segment_anything import Sam3D, sam_model_registry3D
-from segment_anything.adaptive import AdaptiveSettings
+from segment_anything.bounds import AdaptiveSettings
 from utils.checkpoint import (
     Checkpoint,
     CheckpointError,
