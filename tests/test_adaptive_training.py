@@ -318,3 +318,18 @@ def test_cases_prepared_for_the_published_recipe_stop_a_run(weights, tmp_path):
     write_prepared(tmp_path / "data/a.npz", image, gts, SPACING, b"")
     result = train(weights, tmp_path / "data", tmp_path, *OPTIONS)
     assert result.returncode == 1 and "prepared with --native" in result.stderr
+
+
+def test_where_no_mask_is_to_be_corrected_the_first_round_has_the_prompts_alone(
+    tmp_path, plain, monkeypatch
+):
+    loop, batch = loop_and_batch(tmp_path, 2)
+    counts, decode = [], loop.model.decode
+
+    def record(embedding, points, mask_prompt):
+        counts.append(points[0].shape[1])
+        return decode(embedding, points, mask_prompt=mask_prompt)
+
+    monkeypatch.setattr(loop.model, "decode", record)
+    loop(batch.image, batch.truth, batch.draws, *batch.start)
+    assert counts == [2, 3, 4, 5, 6]

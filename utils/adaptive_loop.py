@@ -48,13 +48,15 @@ class AdaptiveLoop(ClickLoop):
         logits = F.interpolate(mask, size=image.shape[-1]) - 0.5
         losses, made = [], []
         for i in range(ADAPTIVE_ROUNDS):
-            point, label = error_clicks(
-                logits > MASK_THRESHOLD, truth, draws[:, 2 * i], draws[:, 2 * i + 1]
-            )
-            if i == 0:
-                label = torch.where(is_begun[:, None], label, -1)
-            made.append((point, label))
-            points, labels = torch.cat([points, point], dim=1), torch.cat([labels, label], dim=1)
+            if i > 0 or is_begun.any():
+                point, label = error_clicks(
+                    logits > MASK_THRESHOLD, truth, draws[:, 2 * i], draws[:, 2 * i + 1]
+                )
+                if i == 0:
+                    label = torch.where(is_begun[:, None], label, -1)
+                made.append((point, label))
+                points = torch.cat([points, point], dim=1)
+                labels = torch.cat([labels, label], dim=1)
             low_res_mask, iou = model.decode(embedding, (points, labels), mask_prompt=mask)
             loss, logits = self.score(low_res_mask, target)
             losses.append(loss + IOU_WEIGHT * F.mse_loss(iou.float(), iou_of(logits, truth)))
