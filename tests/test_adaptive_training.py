@@ -277,6 +277,11 @@ def test_a_checkpoint_says_how_it_is_to_be_used(finished):
     checkpoint = read_checkpoint(finished / "run/sam_model_latest.pth")
     assert checkpoint.policy == "adaptive" and checkpoint.model_type == "hybrid_s"
     assert settings_of(checkpoint) == AdaptiveSettings(roi_factor=1.6)
+    assert checkpoint.model_args["img_size"] == 32 and checkpoint.policy_args == {
+        "roi_factor": 1.6,
+        "roi_spacing": 1.5,
+        "normalisation": "zscore",
+    }
     assert 0 <= content_of(finished)["log"][-1]["val_DSC_Final"] <= 1
 
 

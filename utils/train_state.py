@@ -171,7 +171,7 @@ def save_state(path: Path, state: TrainState, options: Mapping[str, Any]) -> Non
     content = {
         "model_state_dict": state.model.state_dict(),
         "model_type": state.model_type,
-        "model_args": state.model_args,
+        "model_args": state.model_args | {"img_size": state.model.img_size},
         "policy": state.policy,
         "policy_args": asdict(state.settings),
         "optimizer_state_dict": state.optimizer.state_dict(),
