@@ -78,6 +78,8 @@ def compare(folders: list[Path]) -> None:
         groups[f"all {boxes} boxes"].append(name)
         groups[f"{result.modality} {boxes} boxes"].append(name)
         groups[result.dataset].append(name)
+    # Of equal rows, as those of a modality with one dataset, the last one.
+    rows = {tuple(members): group for group, members in groups.items()}
     labels = [folder.name for folder in folders]
     print(
         "| cases | | "
@@ -85,7 +87,7 @@ def compare(folders: list[Path]) -> None:
         + " |"
     )
     print("|---" * (2 + 7 * len(labels)) + "|")
-    for group, members in groups.items():
+    for members, group in rows.items():
         cells = []
         for results in ours:
             curves = np.array([results[name].curve("DSC") for name in members])
