@@ -22,7 +22,7 @@ from segment_anything.prompts import Box, Click, Index3, Prompts
 from segment_anything.roi import Roi, crop_roi_averaged, normalise
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CACHE_BYTES = 2**30  # of embeddings; 6 MB each with hybrid_s in float32, 0.8 MB with vit_b_ori
+CACHE_BYTES = 2**31  # of embeddings; 6 MB each with hybrid_s in float32, 0.8 MB with vit_b_ori
 MAX_UNDO = 16  # calls that can be taken back, of each object
 
 
