@@ -4,13 +4,15 @@ import errno
 import io
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from conftest import SHAPE, as_objects, case_arrays, inclusive_box
+from conftest import ROOT, SHAPE, as_objects, case_arrays, inclusive_box
 from segment_anything.prompts import Box, Click
 from utils import case as case_module
 from utils import npz, safe_pickle
@@ -482,3 +484,8 @@ def test_fingerprints_tell_contents_apart_not_files(write_npz, tmp_path):
     np.savez(tmp_path / "b.npz", **dict(np.load(path, allow_pickle=True)))
     assert fingerprint(path) == fingerprint(tmp_path / "b.npz")
     assert fingerprint(path) != fingerprint(write_npz("c.npz", gts=gts(2, 1)))
+
+
+def test_reading_cases_needs_no_torch():
+    code = "import sys, utils.case, utils.protocol; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
