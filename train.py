@@ -210,7 +210,7 @@ def make_loop(
     dataset: CaseDataset
     if is_adaptive:
         sizes = (model.img_size, model.mask_size)
-        dataset = AdaptiveDataset(cases, *sizes, state.settings, seed, least)
+        dataset = AdaptiveDataset(cases, *sizes, state.settings, seed, least, args.synthetic)
     else:
         dataset = RoiDataset(cases, model.img_size, seed, least)
     sampler = EpochSampler(

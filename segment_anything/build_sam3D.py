@@ -100,6 +100,7 @@ def build_sam3D_hybrid_s(
         HybridImageEncoder3D(img_size, channels, encoder_depth, num_heads),
         DensePromptEncoder3D(dims[-1], img_size, grid=img_size // 8),
         HybridMaskDecoder3D(channels, decoder_depth, num_heads),
+        voxels_per_token=8,
     )
 
 

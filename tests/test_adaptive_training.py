@@ -49,9 +49,8 @@ def write_cases(folder, count=1):
 def dataset_of(folder, **options):
     cases, failures = find_cases([folder], 20, is_native=True)
     assert not failures
-    return AdaptiveDataset(
-        cases, SIZE, MASK_SIZE, AdaptiveSettings(), **{"min_voxels": 20} | options
-    )
+    options = {"mask_size": MASK_SIZE, "settings": AdaptiveSettings(), "min_voxels": 20} | options
+    return AdaptiveDataset(cases, SIZE, **options)
 
 
 @pytest.fixture
@@ -134,7 +133,7 @@ def test_a_case_of_many_labels_comes_more_than_once(tmp_path):
     write_prepared(tmp_path / "many.npz", gts, gts, SPACING, b"", is_native=True)
     write_cases(tmp_path)
     names = Counter(case.path.name for case in dataset_of(tmp_path).items)
-    assert names == {"many.npz": 10, "0.npz": 2}
+    assert names == {"many.npz": 22, "0.npz": 2}
 
 
 def test_samples_are_filled_up_to_a_batch(tmp_path):
@@ -198,7 +197,7 @@ def test_clicks_are_the_evaluators_or_random_errors():
 def loop_and_batch(tmp_path, count=4):
     torch.manual_seed(0)
     model = sam_model_registry3D["hybrid_s"](**TINY_HYBRID).train()
-    dataset = dataset_of(write_cases(tmp_path))
+    dataset = dataset_of(write_cases(tmp_path), mask_size=model.mask_size)
     batch = collate([dataset[(epoch, 0)] for epoch in range(count)])
     return AdaptiveLoop(model, DiceCELoss(sigmoid=True, squared_pred=True)), batch
 
@@ -246,7 +245,28 @@ def test_iou():
     torch.testing.assert_close(iou_of(logits, truth), torch.tensor([[1.0], [2 / 3]]))
 
 
-OPTIONS = ("--recipe=adaptive", "--roi_factor=1.6", "--others_lr=1")
+def test_synthetic_samples_join_those_of_the_cases(tmp_path):
+    dataset = dataset_of(write_cases(tmp_path), synthetic=5)
+    assert len(dataset) == 2 + 5
+    samples = [dataset[(1, i)] for i in range(7)]
+    assert [s.names[0].startswith("synthetic") for s in samples] == 2 * [False] + 5 * [True]
+    assert samples[2].names == samples[5].names != samples[6].names
+    again = dataset_of(tmp_path, synthetic=5)[(1, 4)]
+    assert torch.equal(again.image, samples[4].image) and not torch.equal(
+        again.image, samples[3].image
+    )
+
+
+def test_cases_with_many_labels_give_their_shapes(tmp_path):
+    image, gts = volumes()
+    gts = (np.arange(gts.size) % 30).reshape(gts.shape).astype(np.uint8)
+    write_prepared(tmp_path / "oblong.npz", image, gts, SPACING, b"", is_native=True)
+    write_prepared(tmp_path / "even.npz", image, gts, (1.2, 1.0, 1.0), b"", is_native=True)
+    (shapes,) = dataset_of(write_cases(tmp_path), synthetic=1).shapes
+    np.testing.assert_array_equal(shapes(), gts)
+
+
+OPTIONS = ("--recipe=adaptive", "--roi_factor=1.6", "--others_lr=1", "--synthetic=2")
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +309,7 @@ def test_a_run_goes_on_to_the_same_losses_with_its_settings(finished, weights, t
     """Without their options; and a run that begins from its weights has them, too."""
     data = finished / "data"
     assert train(weights, data, tmp_path, *OPTIONS, "--num_epochs=1").returncode == 0
-    plain = ("--recipe=adaptive", "--others_lr=1", "--num_epochs=2")
+    plain = ("--recipe=adaptive", "--others_lr=1", "--synthetic=2", "--num_epochs=2")
     result = train(weights, data, tmp_path, *plain, "--resume")
     assert result.returncode == 0, result.stderr
     assert numbers(tmp_path) == numbers(finished)

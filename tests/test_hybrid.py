@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from conftest import TINY_HYBRID
 from segment_anything import sam_model_registry3D
-from segment_anything.modeling.hybrid3D import DensePromptEncoder3D
+from segment_anything.modeling.hybrid3D import DensePromptEncoder3D, Doubling3D, interleave
 from segment_anything.modeling.sam3D import join_embeddings, split_embedding
 
-ENCODER = DensePromptEncoder3D(6, img_size=32, grid=4)  # masks of 16 voxels, of 2 ROI voxels each
+ENCODER = DensePromptEncoder3D(6, img_size=32, grid=4)  # draws in voxels of twice the ROI's
 
 
 def draw(points, labels, **prompts):
@@ -53,21 +54,36 @@ def test_boxes_and_their_corners_as_points_are_the_same():
     assert with_click[0].max() > 0.8
 
 
-def test_a_mask_is_drawn_as_it_is():
-    mask = torch.randn(2, 1, 16, 16, 16)
+def test_a_mask_is_drawn_as_the_share_of_each_voxel_inside():
+    mask = torch.zeros(2, 1, 32, 32, 32)
+    mask[0, 0, 4:7, 6:8, 10:12] = 1
     sparse, drawn = ENCODER(masks=mask)
-    assert sparse.shape == (2, 0, 1) and not drawn[:, :3].any()
-    torch.testing.assert_close(drawn[:, 3:], mask)
+    assert sparse.shape == (2, 0, 1) and not drawn[:, :3].any() and not drawn[1].any()
+    assert drawn[0, 3, 2:4, 3, 5].tolist() == [1.0, 0.5] and drawn[0, 3].sum() == 1.5
+
+
+def test_nothing_that_is_drawn_is_too_small_for_a_normal_float():
+    drawn = draw([[4.5, 10.5, 20.5], [30.0, 2.0, 7.0]], [1, 0])
+    assert drawn[drawn > 0].min() > torch.finfo(torch.float32).tiny
+
+
+def test_doubling_is_a_transposed_convolution():
+    doubling, x = Doubling3D(3, 5), torch.randn(2, 3, 2, 3, 4)
+    weight = doubling.linear.weight.view(2, 2, 2, 5, 3).permute(4, 3, 0, 1, 2)
+    expected = F.conv_transpose3d(x, weight, stride=2) + interleave(
+        doubling.linear.bias.view(1, -1, 1, 1, 1).expand(2, -1, *x.shape[2:])
+    )
+    torch.testing.assert_close(doubling(x), expected)
 
 
 @torch.no_grad()
 def test_a_batch_equals_its_samples_and_one_image_serves_all_prompts(tiny_hybrid):
     images = torch.randn(2, 1, 32, 32, 32)
     points, labels = 32 * torch.rand(2, 3, 3), torch.tensor([[2, 3, 1], [0, 1, -1]])
-    masks = (torch.randn(2, 1, 16, 16, 16) > 0).float()
+    masks = (torch.randn(2, 1, 32, 32, 32) > 0).float()
     embedding = tiny_hybrid.encode(images)
     together, iou = tiny_hybrid.decode(embedding, (points, labels), mask_prompt=masks)
-    assert together.shape == (2, 1, 16, 16, 16) and iou.shape == (2, 1)
+    assert together.shape == (2, 1, 32, 32, 32) and iou.shape == (2, 1)
     for i, alone in enumerate(split_embedding(embedding)):
         prompts = (points[i : i + 1], labels[i : i + 1])
         logits, _ = tiny_hybrid.decode(alone, prompts, mask_prompt=masks[i : i + 1])
@@ -98,7 +114,7 @@ def test_every_weight_gets_a_gradient(tiny_hybrid):
 def test_it_is_small():
     model = sam_model_registry3D["hybrid_s"]()
     assert sum(p.numel() for p in model.parameters()) < 6e6
-    assert model.img_size == 64 and model.mask_size == 32
+    assert model.img_size == 64 and model.mask_size == 64
 
 
 def test_sizes_that_do_not_fit():

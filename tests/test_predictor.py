@@ -44,8 +44,8 @@ def encoded(predictor, monkeypatch):
 @pytest.fixture
 def contented(tiny_hybrid, monkeypatch):
     """As if the network always found a ball in the middle of the ROI that obeys each click."""
-    along = torch.arange(16) - 7.5
-    ball = 4 - (along[:, None, None] ** 2 + along[:, None] ** 2 + along**2).sqrt()
+    along = torch.arange(32) - 15.5
+    ball = 8 - (along[:, None, None] ** 2 + along[:, None] ** 2 + along**2).sqrt()
 
     def decode(embedding, points, mask_prompt):
         return ball.expand(len(points[0]), 1, -1, -1, -1), torch.ones(len(points[0]), 1)
@@ -112,7 +112,7 @@ def test_what_undo_holds_is_bounded_and_its_end_takes_nothing_away(predictor, co
 
 def test_a_click_after_nothing_was_found(predictor, monkeypatch):
     def decode(embedding, points, mask_prompt):
-        return torch.full((1, 1, 16, 16, 16), -1.0), torch.ones(1, 1)
+        return torch.full((1, 1, 32, 32, 32), -1.0), torch.ones(1, 1)
 
     monkeypatch.setattr(predictor.model, "decode", decode)
     assert not predictor.predict(box=BOX).mask.any()

@@ -1,21 +1,25 @@
 """Samples of the adaptive recipe: ROIs, prompts and masks as inference meets them."""
 
 from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from data.synthetic import make_case
 from segment_anything.adaptive import points_in
 from segment_anything.bounds import AdaptiveSettings, choose_bounds, piece_bounds, roi_of
 from segment_anything.prompts import Box, Click, Prompts
 from segment_anything.roi import Roi, crop_roi_averaged, crop_roi_nearest, normalise
 from utils.adaptive_loop import ADAPTIVE_ROUNDS
+from utils.case import label_values
 from utils.clicks import largest_error_click
-from utils.dataset import MIN_VOXELS, Batch, CaseDataset
-from utils.prepared import PreparedCase, map_volumes
+from utils.dataset import MIN_VOXELS, Batch, CaseDataset, Item
+from utils.prepared import PreparedCase, boxes_and_counts, map_volumes
 
-MAX_REPEATS = 16  # samples of a case in an epoch; the square root of its labels otherwise
+MAX_REPEATS = 24  # samples of a case in an epoch; its number of labels ^ (2 / 3) otherwise
 BOX_JITTER = 0.05  # of the box's side; as far as the challenge's boxes reach beyond the slice
 WITHOUT_BOX = 0.15  # of the samples
 BEGUN = 0.25  # of the samples start from a faulty mask
@@ -25,6 +29,9 @@ ROI_SHIFT = 0.06  # of the ROI's sides
 INVERTED = 0.15  # of the samples, in contrast
 PERMUTED = 0.3  # of the samples, in their axes
 MIN_IN_ROI = 30  # voxels of the object, of the ROI
+PER_SYNTHETIC = 4  # samples of a synthetic case, which takes as long to make as they do
+MIN_SHAPES = 20  # labels of a case that gives its shapes to synthetic ones
+MAX_OBLONG = 1.5  # of its voxels
 
 
 class AdaptiveDataset(CaseDataset):
@@ -37,6 +44,8 @@ class AdaptiveDataset(CaseDataset):
         settings: Of the policy.
         seed: Of everything that is drawn.
         min_voxels: Labels must have more.
+        synthetic: Samples of an epoch from cases that are made for it, beside those of `cases`.
+            Some have the shapes of one with many labels and about cubic voxels.
     """
 
     def __init__(
@@ -47,17 +56,50 @@ class AdaptiveDataset(CaseDataset):
         settings: AdaptiveSettings,
         seed: int = 0,
         min_voxels: int = MIN_VOXELS,
+        synthetic: int = 0,
     ) -> None:
         super().__init__(cases, size, seed, min_voxels)
         self.mask_size, self.settings = mask_size, settings
         self.items = [case for case in cases for _ in range(self._repeats(case))]
+        self.synthetic = synthetic
+        self.shapes = [partial(_labels_in, case.path) for case in cases if has_shapes(case)]
         self.augment = intensity_transforms()
+        # All of an epoch: the samples of a case are not made one after the other.
+        self._made = lru_cache(maxsize=-(-synthetic // PER_SYNTHETIC) or 1)(self._make)
+
+    def __len__(self) -> int:
+        return len(self.items) + self.synthetic
+
+    def __getitem__(self, item: Item) -> Batch:
+        epoch, index = item
+        if index >= len(self.items):
+            rng = np.random.default_rng((self.seed, epoch, index))
+            made = self._made(epoch, (index - len(self.items)) // PER_SYNTHETIC)
+            batch = self._sample_of(*made, rng)
+            if batch is not None:
+                return batch
+            index = int(rng.integers(len(self.items)))
+        return super().__getitem__((epoch, index))
+
+    def _make(self, epoch: int, index: int) -> tuple[PreparedCase, np.ndarray, np.ndarray]:
+        """A synthetic case, its image and its labels."""
+        seeds = np.random.SeedSequence((self.seed, epoch, index))
+        made = make_case(int(seeds.generate_state(1)[0]), self.shapes)
+        labels = label_values(made.gts)
+        boxes, counts = boxes_and_counts(made.gts, labels)
+        path = Path(f"synthetic case {index} of epoch {epoch}")
+        case = PreparedCase(path, made.gts.shape, made.spacing, True, labels, boxes, counts)
+        return case, made.image, made.gts
 
     def _repeats(self, case: PreparedCase) -> int:
-        return min(int(np.ceil(np.sqrt(len(self.usable(case))))), MAX_REPEATS)
+        return min(int(np.ceil(len(self.usable(case)) ** (2 / 3))), MAX_REPEATS)
 
     def sample(self, case: PreparedCase, rng: np.random.Generator) -> Batch | None:
-        image, gts = map_volumes(case.path)
+        return self._sample_of(case, *map_volumes(case.path), rng)
+
+    def _sample_of(
+        self, case: PreparedCase, image: np.ndarray, gts: np.ndarray, rng: np.random.Generator
+    ) -> Batch | None:
         stride = self.size // self.mask_size
         for i in rng.permutation(self.usable(case)):
             label, whole = case.labels[i], case.label_boxes[i].T.astype(float)
@@ -152,6 +194,15 @@ class AdaptiveDataset(CaseDataset):
         return Batch(image.contiguous(), target.contiguous(), draws, (name,), {}, begin)
 
 
+def has_shapes(case: PreparedCase) -> bool:
+    """Whether synthetic cases may have its shapes."""
+    return len(case.labels) >= MIN_SHAPES and max(case.spacing) <= MAX_OBLONG * min(case.spacing)
+
+
+def _labels_in(path: Path) -> np.ndarray:
+    return map_volumes(path)[1]
+
+
 def intensity_transforms():  # type: ignore[no-untyped-def]
     """MONAI's, on (1, S, S, S) images of values 0..255."""
     from monai.transforms import (
@@ -209,9 +260,10 @@ def faulty(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     from edt import sdf
     from scipy import ndimage
 
-    noise = ndimage.gaussian_filter(rng.standard_normal(mask.shape), rng.uniform(1, 4))
-    noise /= noise.std()
-    wrong = rng.uniform(0.5, 4) * noise + rng.uniform(-1.5, 1.5)
+    voxels = len(mask) / 32
+    coarse = ndimage.gaussian_filter(rng.standard_normal([16] * 3), rng.uniform(0.5, 2))
+    noise = ndimage.zoom(coarse / coarse.std(), len(mask) / 16, order=1)
+    wrong = voxels * (rng.uniform(0.5, 4) * noise + rng.uniform(-1.5, 1.5))
     return sdf(np.ascontiguousarray(mask)) + wrong > 0
 
 

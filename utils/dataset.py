@@ -117,9 +117,10 @@ class CaseDataset(Dataset):
         """
         epoch, first = item
         failures = {}
-        for index in range(first, first + len(self)):
-            case = self.items[index % len(self)]
-            rng = np.random.default_rng((self.seed, epoch, index % len(self)))
+        count = len(self.items)
+        for index in range(first, first + count):
+            case = self.items[index % count]
+            rng = np.random.default_rng((self.seed, epoch, index % count))
             try:
                 batch = self.sample(case, rng)
             except (CaseError, OSError) as error:
@@ -128,7 +129,7 @@ class CaseDataset(Dataset):
             if batch is not None:
                 return replace(batch, failures=failures)
         raise CaseError(
-            f"none of {len(self)} samples has a label of more than {self.min_voxels} voxels and "
+            f"none of {count} samples has a label of more than {self.min_voxels} voxels and "
             f"enough of it in its ROI; {len(failures)} can't be read: "
             f"{'; '.join(failures.values())[:500]}"
         )

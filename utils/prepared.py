@@ -66,7 +66,7 @@ def write_prepared(
     if len(values) == 0:
         raise CaseError("expected labels in the resampled gts, got none")
     gts = gts.astype(np.min_scalar_type(int(values[-1])), copy=False)
-    boxes, counts = _boxes_and_counts(gts, values)
+    boxes, counts = boxes_and_counts(gts, values)
     with atomic_write(path) as file:
         np.savez(
             file,
@@ -149,7 +149,7 @@ def source_of(path: Path) -> bytes | None:
     return None if source is None else source.tobytes()
 
 
-def _boxes_and_counts(gts: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def boxes_and_counts(gts: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(n, 3, 2) half-open boxes and (n,) voxels of the labels `values`, all of which occur."""
     from scipy import ndimage
 

@@ -73,6 +73,12 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         help="adaptive: mm per voxel of the ROI round a first click without a box; default: the "
         "checkpoint's, or 1.5",
     )
+    loop.add_argument(
+        "--synthetic",
+        type=int_from(0, 10**9),
+        default=0,
+        help="adaptive: samples of an epoch from data/synthetic.py, beside those of --data",
+    )
     loop.add_argument("--num_epochs", type=count, default=200)
     loop.add_argument("--batch_size", type=count, default=6, help="per process")
     loop.add_argument(

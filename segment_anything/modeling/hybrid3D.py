@@ -1,9 +1,10 @@
 """A small network for CPUs: convolutions down to 8^3 tokens, a transformer there, and back up.
 
-Its parts have the interfaces of those of the ViT. Two things differ. The image embedding is a
-pyramid, so that the decoder sees edges and not only tokens. And the prompts are drawn into volumes
-as fine as the mask, which every level of the decoder sees: as tokens they were hardly listened to
-by networks of this size.
+Its parts have the interfaces of those of the ViT. Three things differ. The image embedding is a
+pyramid, so that the decoder sees edges and not only tokens. The prompts are drawn into volumes,
+which every level of the decoder sees: as tokens they were hardly listened to by networks of this
+size. And the mask is as fine as the ROI; the finest features are half as fine, and each predicts
+the 2^3 voxels of the mask in it.
 """
 
 import torch
@@ -17,7 +18,8 @@ from segment_anything.modeling.prompt_encoder3D import box_corners
 
 Pyramid = tuple[Tensor, Tensor, Tensor]
 
-CLICK_SIGMA = 1.0  # voxels of the mask; of the Gaussian drawn for a click
+CLICK_SIGMA = 1.0  # voxels of the drawn volumes; of the Gaussian for a click
+CLICK_REACH = 4.0  # sigmas, beyond which it is 0: floats below 1e-38 slow a CPU down tenfold
 PROMPT_CHANNELS = 4  # foreground clicks, background clicks, box, mask
 
 
@@ -34,6 +36,28 @@ class ResidualBlock3D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
+
+
+class Doubling3D(nn.Module):
+    """(B, C, D, H, W) -> (B, C', 2 D, 2 H, 2 W): a linear map of each voxel to the 2^3 in it.
+
+    That is a transposed convolution with kernel and stride 2, but several times as fast on CPUs,
+    and channels last.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_channels, 2**3 * out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return interleave(self.linear(x.movedim(1, -1)).movedim(-1, 1))
+
+
+def interleave(x: Tensor) -> Tensor:
+    """(B, 8 C, D, H, W) -> (B, C, 2 D, 2 H, 2 W): the channels are the voxels of each voxel."""
+    parts = x.movedim(1, -1).unflatten(-1, (2, 2, 2, -1))
+    doubled = parts.permute(0, 1, 4, 2, 5, 3, 6, 7)
+    return doubled.flatten(5, 6).flatten(3, 4).flatten(1, 2).movedim(-1, 1)
 
 
 class GlobalBlock(nn.Module):
@@ -95,20 +119,20 @@ class HybridImageEncoder3D(nn.Module):
 
 
 class DensePromptEncoder3D(nn.Module):
-    """Draws prompts, all in voxels of the ROI, into volumes of the mask's size.
+    """Draws prompts, all in voxels of the ROI, into volumes half as fine.
 
     It learns one thing: a position code for the decoder's tokens.
 
     Args:
         embed_dim: Channels of the decoder's tokens.
-        img_size: Voxels along the side of the ROI.
+        img_size: S, voxels along the side of the ROI.
         grid: Tokens along it.
     """
 
     def __init__(self, embed_dim: int, img_size: int, grid: int) -> None:
         super().__init__()
         self.img_size = img_size
-        self.mask_size = 4 * grid
+        self.size = img_size // 2
         self.pe = nn.Parameter(torch.zeros(1, embed_dim, grid, grid, grid))
         nn.init.trunc_normal_(self.pe, std=0.02)
 
@@ -125,9 +149,9 @@ class DensePromptEncoder3D(nn.Module):
         """Draw any of the kinds of prompts that PromptEncoder3D takes.
 
         Returns:
-            No sparse embeddings, (B, 0, 1), and (B, PROMPT_CHANNELS, M, M, M), M = 4 * grid.
+            No sparse embeddings, (B, 0, 1), and (B, PROMPT_CHANNELS, S/2, S/2, S/2).
         """
-        size, device = self.mask_size, self.pe.device
+        device = self.pe.device
         kinds = [box_corners(boxes)] if boxes is not None else []
         kinds += [points] if points is not None else []
         batch = len(kinds[0][0]) if kinds else len(masks) if masks is not None else 1
@@ -135,28 +159,31 @@ class DensePromptEncoder3D(nn.Module):
         if kinds:
             coords = torch.cat([coords for coords, _ in kinds], dim=1)
             labels = torch.cat([labels for _, labels in kinds], dim=1)
-        # Voxel centres of the mask lie at 0, 1, ...
-        coords = (coords.float().to(device) + 0.5) * (size / self.img_size) - 0.5
+        # Centres of the drawn voxels lie at 0, 1, ...
+        coords = (coords.float().to(device) + 0.5) / 2 - 0.5
         labels = labels.to(device)
         foreground, background = (self._clicks(coords, labels == kind) for kind in (1, 0))
         if masks is None:
-            masks = foreground.new_zeros(batch, 1, size, size, size)
-        drawn = (foreground, background, self._box(coords, labels), masks[:, 0].float())
+            mask = torch.zeros_like(foreground)
+        else:
+            mask = F.avg_pool3d(masks[:, 0].float(), kernel_size=2)
+        drawn = (foreground, background, self._box(coords, labels), mask)
         return coords.new_zeros(batch, 0, 1), torch.stack(drawn, dim=1)
 
     def _clicks(self, coords: Tensor, is_drawn: Tensor) -> Tensor:
-        """(B, N, 3) and which of them -> (B, M, M, M), the highest of the Gaussians round them."""
-        voxels = torch.arange(self.mask_size, device=coords.device)
-        distances = (coords[..., None] - voxels) / CLICK_SIGMA  # (B, N, 3, M)
-        z, y, x = torch.exp(-0.5 * distances**2).mul(is_drawn[..., None, None]).unbind(2)
+        """(B, N, 3) and which -> (B, S/2, S/2, S/2), the highest of the Gaussians round them."""
+        voxels = torch.arange(self.size, device=coords.device)
+        distances = (coords[..., None] - voxels) / CLICK_SIGMA  # (B, N, 3, S/2)
+        is_near = (distances.abs() <= CLICK_REACH) & is_drawn[..., None, None]
+        z, y, x = torch.exp(-0.5 * distances**2).mul(is_near).unbind(2)
         drawn = z[..., :, None, None] * y[..., None, :, None] * x[..., None, None, :]
         empty = drawn.new_zeros(len(drawn), 1, *drawn.shape[2:])
         return torch.cat([drawn, empty], dim=1).amax(dim=1)
 
     def _box(self, coords: Tensor, labels: Tensor) -> Tensor:
-        """The share of each voxel that lies in the box -> (B, M, M, M); 0 without one."""
-        voxels = torch.arange(self.mask_size, device=coords.device)
-        half = 0.5 * self.mask_size / self.img_size  # from a corner voxel's centre to its edge
+        """The share of each voxel that lies in the box -> (B, S/2, S/2, S/2); 0 without one."""
+        voxels = torch.arange(self.size, device=coords.device)
+        half = 0.25  # from a corner voxel's centre to its edge
         lower, upper = (
             (coords * (labels == kind)[..., None]).sum(dim=1)[..., None] for kind in (2, 3)
         )
@@ -179,16 +206,16 @@ class HybridMaskDecoder3D(nn.Module):
     def __init__(self, dims: tuple[int, int, int], depth: int, num_heads: int) -> None:
         super().__init__()
         fine, middle, coarse = dims
-        self.prompt_fine = nn.Conv3d(PROMPT_CHANNELS, fine, kernel_size=3, padding=1)
+        self.prompt_fine = nn.Conv3d(PROMPT_CHANNELS, fine, kernel_size=1)
         self.prompt_middle = nn.Conv3d(fine, middle, kernel_size=2, stride=2)
         self.prompt_coarse = nn.Conv3d(middle, coarse, kernel_size=2, stride=2)
         self.blocks = nn.Sequential(*(GlobalBlock(coarse, num_heads) for _ in range(depth)))
-        self.up_middle = nn.ConvTranspose3d(coarse, middle, kernel_size=2, stride=2)
+        self.up_middle = Doubling3D(coarse, middle)
         self.middle = ResidualBlock3D(middle)
-        self.up_fine = nn.ConvTranspose3d(middle, fine, kernel_size=2, stride=2)
+        self.up_fine = Doubling3D(middle, fine)
         self.fine = ResidualBlock3D(fine)
         self.mask_head = nn.Sequential(
-            LayerNorm3d(fine), nn.GELU(), nn.Conv3d(fine, 1, kernel_size=1)
+            LayerNorm3d(fine), nn.GELU(), nn.Conv3d(fine, 2**3, kernel_size=3, padding=1)
         )
         self.iou_prediction_head = MLP(coarse, coarse, 1, 2)
 
@@ -208,7 +235,7 @@ class HybridMaskDecoder3D(nn.Module):
             dense_prompt_embeddings: (B, PROMPT_CHANNELS, 4 G, 4 G, 4 G)
 
         Returns:
-            Logits (B, 1, 4 G, 4 G, 4 G) and predicted IoU (B, 1).
+            Logits (B, 1, 8 G, 8 G, 8 G) and predicted IoU (B, 1).
         """
         fine, middle, coarse = image_embeddings
         drawn = dense_prompt_embeddings.contiguous(memory_format=torch.channels_last_3d)
@@ -217,6 +244,6 @@ class HybridMaskDecoder3D(nn.Module):
         prompt_coarse = self.prompt_coarse(F.gelu(prompt_middle))
         x = attend(self.blocks, coarse + prompt_coarse + image_pe)
         iou = self.iou_prediction_head(x.mean(dim=(2, 3, 4)))
-        x = self.middle(self.up_middle(x) + middle + prompt_middle)
-        x = self.fine(self.up_fine(x) + fine + prompt_fine)
-        return self.mask_head(x), iou
+        x = self.middle(middle + prompt_middle + self.up_middle(x))
+        x = self.fine(fine + prompt_fine + self.up_fine(x))
+        return interleave(self.mask_head(x)), iou

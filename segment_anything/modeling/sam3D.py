@@ -62,15 +62,22 @@ class Upscale(torch.autograd.Function):
 
 
 class Sam3D(nn.Module):
-    """SAM-Med3D. Encode a ROI once, then decode any number of prompts on it."""
+    """SAM-Med3D. Encode a ROI once, then decode any number of prompts on it.
+
+    Args:
+        image_encoder, prompt_encoder, mask_decoder: Of one variant.
+        voxels_per_token: Of the mask, along an axis.
+    """
 
     def __init__(
         self,
         image_encoder: ImageEncoderViT3D | HybridImageEncoder3D,
         prompt_encoder: PromptEncoder3D | DensePromptEncoder3D,
         mask_decoder: MaskDecoder3D | HybridMaskDecoder3D,
+        voxels_per_token: int = 4,
     ) -> None:
         super().__init__()
+        self.voxels_per_token = voxels_per_token
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
@@ -82,8 +89,8 @@ class Sam3D(nn.Module):
 
     @property
     def mask_size(self) -> int:
-        """Voxels along the side of `low_res_mask` and of a mask prompt."""
-        return 4 * self.image_encoder.pos_embed.shape[1]
+        """M, voxels along the side of `low_res_mask` and of a mask prompt."""
+        return self.voxels_per_token * self.image_encoder.pos_embed.shape[1]
 
     @property
     def device(self) -> torch.device:
@@ -100,7 +107,7 @@ class Sam3D(nn.Module):
         boxes: Tensor | None = None,
         mask_prompt: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Prompts on embedded ROIs -> low_res_mask (B, 1, 4 G, 4 G, 4 G), logits, and IoU (B, 1).
+        """Prompts on embedded ROIs -> low_res_mask (B, 1, M, M, M), logits, and IoU (B, 1).
 
         The prompts are those of `PromptEncoder3D.forward`.
         """
@@ -109,5 +116,7 @@ class Sam3D(nn.Module):
         return self.mask_decoder(embedding, image_pe, sparse, dense)
 
     def upscale(self, low_res_mask: Tensor) -> Tensor:
-        """(B, 1, 4 G, 4 G, 4 G) logits -> float32 logits at ROI size (B, 1, S, S, S)."""
+        """(B, 1, M, M, M) logits -> float32 logits at ROI size (B, 1, S, S, S)."""
+        if self.mask_size == self.img_size:
+            return low_res_mask.float()
         return cast(Tensor, Upscale.apply(low_res_mask.float(), self.img_size))

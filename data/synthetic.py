@@ -1,0 +1,385 @@
+"""Synthetic cases: random anatomy-like label maps, and images of them as many modalities take them.
+
+The idea is SynthSeg's (Billot et al., Medical Image Analysis 2023): contrasts that no scanner makes
+teach a network to follow the prompts and the edges, whatever the modality. Shapes are random
+(organs, shells, vessels, sheets, cells) or those of a real case, deformed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SIDE = 80  # voxels of the cube in which a case is made, before slices are thickened
+MAX_THICKNESS = 6  # of a slice, over the pixels in it
+DISTRACTORS = 0.2  # of the objects are in the image, but have no label
+REAL_SHAPES = 0.4  # of the cases have the labels of a real case, where there are some
+
+
+@dataclass(frozen=True)
+class SyntheticCase:
+    """Image and labels.
+
+    Attributes:
+        image: (D, H, W) = (z, y, x) uint8.
+        gts: (D, H, W) uint16; labels from 1 on, not necessarily without gaps.
+        spacing: (z, y, x) in mm.
+    """
+
+    image: np.ndarray
+    gts: np.ndarray
+    spacing: tuple[float, float, float]
+
+
+class Source:
+    """Random numbers, and fields of them on the cube."""
+
+    def __init__(self, seed: int, side: int, device: torch.device) -> None:
+        self.side, self.device = side, device
+        self.numbers = np.random.default_rng(seed)
+        self.fields = torch.Generator(device).manual_seed(seed)
+
+    def uniform(self, low: float, high: float) -> float:
+        return float(self.numbers.uniform(low, high))
+
+    def log_uniform(self, low: float, high: float) -> float:
+        return float(np.exp(self.numbers.uniform(np.log(low), np.log(high))))
+
+    def integer(self, low: int, high: int) -> int:
+        """Both are possible."""
+        return int(self.numbers.integers(low, high, endpoint=True))
+
+    def happens(self, probability: float) -> bool:
+        return bool(self.numbers.random() < probability)
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.fields, device=self.device)
+
+    def vector(self, low: float, high: float, *shape: int) -> Tensor:
+        numbers = self.numbers.uniform(low, high, shape or 3)
+        return torch.from_numpy(numbers).float().to(self.device)
+
+    def smooth(self, cells: int, channels: int = 1) -> Tensor:
+        """(channels, N, N, N) of about unit variance that changes over 1 / cells of the side.
+
+        A cubic B-spline with random coefficients.
+        """
+        knots = torch.arange(-1, cells + 2, device=self.device)
+        along = torch.linspace(0, cells, self.side, device=self.device)
+        t = (along[:, None] - knots).abs()
+        near, far = 2 / 3 - t**2 + t**3 / 2, (2 - t).clamp(min=0) ** 3 / 6
+        basis = torch.where(t < 1, near, far)  # (N, cells + 3)
+        basis = basis / basis.square().sum(dim=1, keepdim=True).sqrt()
+        field = self.normal(channels, *[cells + 3] * 3)
+        for _ in range(3):  # one axis at a time, which comes last
+            field = torch.tensordot(field, basis, dims=([1], [1]))
+        return field
+
+    def rotation(self) -> Tensor:
+        """(3, 3), uniform."""
+        q, r = np.linalg.qr(self.numbers.standard_normal((3, 3)))
+        return torch.from_numpy(q * np.sign(np.diag(r))).float().to(self.device)
+
+
+def make_case(
+    seed: int,
+    real_labels: Sequence[Callable[[], np.ndarray]] = (),
+    side: int = SIDE,
+    device: torch.device | str = "cpu",
+) -> SyntheticCase:
+    """The case of a seed.
+
+    Args:
+        seed: 0 or more.
+        real_labels: Each returns a (D, H, W) map of labels, with about cubic voxels, that may
+            give the shapes.
+        side: Voxels along the sides of the cube in which it is made.
+        device: To make it on.
+    """
+    source = Source(seed, side, torch.device(device))
+    grid = deformed_grid(source)
+    if real_labels and source.happens(REAL_SHAPES):
+        labels = deformed_labels(source, grid, real_labels[source.integer(0, len(real_labels) - 1)])
+    elif source.happens(0.3):
+        labels = cells(source, grid)
+    else:
+        labels = organs(source, grid)
+    style = STYLES[source.integer(0, len(STYLES) - 1)]
+    image = style(source, labels)
+    values = torch.unique(labels).tolist()
+    hidden = [v for v in values if v and source.happens(DISTRACTORS)]
+    if len(hidden) < len([v for v in values if v]):
+        labels = labels.where(~torch.isin(labels, torch.tensor(hidden, device=labels.device)), 0)
+    return sliced(source, image, labels)
+
+
+# Label maps
+
+
+def deformed_grid(source: Source) -> Tensor:
+    """(3, N, N, N) coordinates in -1..1 along z, y, x, bent; sometimes stretched along z."""
+    axis = torch.linspace(-1, 1, source.side, device=source.device)
+    grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"))
+    grid = grid + source.uniform(0, 0.12) * source.smooth(3, 3)
+    grid = grid + source.uniform(0, 0.04) * source.smooth(8, 3)
+    if source.happens(0.15):  # little changes from slice to slice, as with a time axis
+        grid[0] *= source.uniform(0.1, 0.4)
+    return grid
+
+
+def organs(source: Source, grid: Tensor) -> Tensor:
+    """(N, N, N) labels of a few objects over, beside and inside each other."""
+    labels = torch.zeros_like(grid[0], dtype=torch.int64)
+    kinds = (blob, blob, blob, shell, shell, tree, sheet)
+    count = 1
+    for _ in range(source.integer(2, 12)):
+        kind = kinds[source.integer(0, len(kinds) - 1)]
+        middle = source.vector(-0.75, 0.75)
+        size = source.log_uniform(0.1, 0.6)
+        for part in kind(source, grid, middle, size):
+            labels[part] = count
+            count += 1
+        if source.happens(0.3):  # something inside, such as a lesion
+            inside = blob(source, grid, middle + size * source.vector(-0.4, 0.4), 0.4 * size)[0]
+            labels[inside & (labels == count - 1)] = count
+            count += 1
+    return labels
+
+
+def distance_to(source: Source, grid: Tensor, middle: Tensor, size: float) -> Tensor:
+    """A lumpy superellipsoid's level set, below 1 inside."""
+    turned = torch.tensordot(source.rotation(), grid - middle[:, None, None, None], dims=1)
+    radii = size * torch.exp(source.vector(-0.7, 0.4))
+    power = source.uniform(1.6, 4.0)
+    level = ((turned / radii[:, None, None, None]).abs() ** power).sum(dim=0) ** (1 / power)
+    return level + source.uniform(0, 0.25) * source.smooth(source.integer(4, 12))[0]
+
+
+def blob(source: Source, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
+    return [distance_to(source, grid, middle, size) < 1]
+
+
+def shell(source: Source, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
+    """A wall, sometimes open at one side, and sometimes what it holds."""
+    level = distance_to(source, grid, middle, size)
+    inner = source.uniform(0.5, 0.85)
+    wall = (level < 1) & (level > inner)
+    if source.happens(0.5):
+        direction = source.rotation()[0]
+        along = torch.tensordot(direction, grid - middle[:, None, None, None], dims=1)
+        wall &= along < size * source.uniform(0.2, 0.8)
+    hollow = level <= inner
+    return [wall, hollow] if source.happens(0.6) else [wall]
+
+
+def sheet(source: Source, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
+    """A thin, bent layer."""
+    field = source.smooth(source.integer(2, 4))[0]
+    return [(field.abs() < source.uniform(0.1, 0.3)) & blob(source, grid, middle, 1.5 * size)[0]]
+
+
+def tree(source: Source, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
+    """A branching tube."""
+    points, radii = [], []
+    ends = [(middle.cpu().numpy(), source.rotation()[0].cpu().numpy(), 0.15 * size + 0.03)]
+    for _ in range(source.integer(1, 8)):
+        start, direction, radius = ends.pop(source.integer(0, len(ends) - 1))
+        at, heading = start, direction
+        for _ in range(source.integer(6, 16)):
+            points.append(at)
+            radii.append(radius)
+            heading = heading + source.numbers.normal(0, 0.25, 3)
+            heading = heading / np.linalg.norm(heading)
+            at = at + 0.5 * max(radius, 0.03) * heading
+        for _ in range(2):
+            turn = heading + source.numbers.normal(0, 0.6, 3)
+            ends.append((at, turn / np.linalg.norm(turn), 0.8 * radius))
+    nodes = torch.tensor(np.array(points), dtype=torch.float32, device=source.device)
+    widths = torch.tensor(radii, dtype=torch.float32, device=source.device)
+    coarse = F.interpolate(grid[None], scale_factor=0.5, mode="trilinear")[0]
+    away = torch.cdist(coarse.flatten(1).T, nodes) - widths
+    level = away.amin(dim=1).view(1, 1, *coarse.shape[1:])
+    return [F.interpolate(level, size=grid.shape[1:], mode="trilinear")[0, 0] < 0]
+
+
+def cells(source: Source, grid: Tensor) -> Tensor:
+    """(N, N, N) labels of many like objects, apart or packed."""
+    count = source.integer(8, 60)
+    spread = source.uniform(0.7, 1.1)
+    seeds = source.vector(-spread, spread, count, 3)
+    squeeze = torch.exp(source.vector(-0.4, 0.4))
+    points = (grid.flatten(1).T / squeeze) @ source.rotation().T
+    distances = torch.cdist(points, seeds)
+    nearest = distances.topk(2, dim=1, largest=False)
+    first, second = nearest.values.unbind(dim=1)
+    radius = 0.9 * spread / count ** (1 / 3) * source.uniform(0.7, 1.6)
+    radii = radius * source.vector(0.7, 1.2, count)[nearest.indices[:, 0]]
+    is_cell = (first < radii) & (second - first > source.uniform(0, 0.06))
+    return (is_cell * (nearest.indices[:, 0] + 1)).view(grid.shape[1:])
+
+
+def deformed_labels(source: Source, grid: Tensor, real_labels: Callable[[], np.ndarray]) -> Tensor:
+    """A random part of a real label map, turned, scaled and bent."""
+    whole = real_labels()
+    shape = torch.tensor(whole.shape, device=source.device)
+    width = source.uniform(0.8, 2.0) * source.side  # real voxels that the cube shows
+    room = (shape - width).clamp(min=0)
+    at = shape / 2 + room * source.vector(-0.5, 0.5)
+    order, signs = source.numbers.permutation(3).tolist(), source.numbers.choice([-1, 1], 3)
+    if source.happens(0.5):
+        order, signs = [0, 1, 2], np.array([1, 1, source.numbers.choice([-1, 1])])
+    turns = zip(order, signs, strict=True)
+    where = [at[i] + 0.5 * width * int(s) * grid[j] for i, (j, s) in enumerate(turns)]
+    index, inside = [], torch.ones_like(grid[0], dtype=torch.bool)
+    for position, n in zip(where, whole.shape, strict=True):
+        nearest = position.floor().long()
+        inside &= (nearest >= 0) & (nearest < n)
+        index.append(nearest.clamp(0, n - 1))
+    low = [int(i.min()) for i in index]
+    part = whole[tuple(slice(a, int(i.max()) + 1) for a, i in zip(low, index, strict=True))]
+    labels = torch.from_numpy(part.astype(np.int64)).to(source.device)
+    z, y, x = (i - a for i, a in zip(index, low, strict=True))
+    values, numbers = torch.unique(labels[z, y, x] * inside, return_inverse=True)
+    return numbers + int(values[0] > 0)  # without gaps, and 0 stays 0
+
+
+# Images
+
+
+def painted(source: Source, labels: Tensor) -> Tensor:
+    """(N, N, N) float32: a grey value for each object and for some tissues around, textured."""
+    background = torch.zeros_like(labels)
+    for _ in range(source.integer(0, 3)):
+        background += source.smooth(source.integer(2, 8))[0] > source.uniform(-0.5, 1.0)
+    tissues = torch.where(labels > 0, labels + 4, background)
+    greys = source.vector(0, 1, int(tissues.max()) + 1)
+    if source.happens(0.35):  # all objects alike
+        greys[4:] = greys[4:].mean() * 0.1 + 0.9 * source.uniform(0, 1)
+        greys[4:] += source.uniform(0, 0.15) * source.vector(-1, 1, len(greys) - 4)
+    image = greys[tissues]
+    if source.happens(0.6):
+        strength = source.uniform(0, 0.2) * source.vector(0, 1, len(greys))[tissues]
+        image = image + strength * source.smooth(source.integer(source.side // 8, source.side))[0]
+    return image
+
+
+def ct(source: Source, labels: Tensor) -> Tensor:
+    """Sharp, windowed, with a body in air."""
+    image = blurred(painted(source, labels), [source.uniform(0.3, 1.0)] * 3)
+    image = image + source.uniform(0.01, 0.1) * blurred(
+        source.normal(*image.shape), [source.uniform(0.2, 0.8)] * 3
+    )
+    low, high = source.uniform(-0.2, 0.2), source.uniform(0.8, 1.2)
+    image = ((image - low) / (high - low)).clamp(0.02, 1)
+    return image * in_body(source, labels)
+
+
+def mr(source: Source, labels: Tensor) -> Tensor:
+    """With a bias field and Rician noise."""
+    image = blurred(painted(source, labels), [source.uniform(0.3, 1.2)] * 3)
+    image = image * torch.exp(source.uniform(0, 0.4) * source.smooth(2)[0])
+    sigma = source.uniform(0.01, 0.12)
+    real, imaginary = (sigma * source.normal(*image.shape) for _ in range(2))
+    return ((image * in_body(source, labels) + real).square() + imaginary.square()).sqrt()
+
+
+def pet(source: Source, labels: Tensor) -> Tensor:
+    """Blurred, with few hot objects."""
+    image = painted(source, labels).clamp(min=0) ** source.uniform(1, 3)
+    image = blurred(image, [source.uniform(1.2, 2.5)] * 3)
+    noise = blurred(source.normal(*image.shape), [source.uniform(0.8, 1.5)] * 3)
+    return (image * (1 + source.uniform(0.1, 0.8) * noise)).clamp(min=0)
+
+
+def ultrasound(source: Source, labels: Tensor) -> Tensor:
+    """Speckled, brighter at borders, darker with depth, in a sector."""
+    painting = painted(source, labels)
+    z, y, x = torch.gradient(blurred(painting, [1.0] * 3))
+    edges = (y if source.happens(0.7) else (z.square() + x.square() + y.square()).sqrt()).abs()
+    image = 0.05 + 2 * painting.clamp(0) ** 2 + source.uniform(0, 4) * edges
+    grain = [source.uniform(0.4, 1.0), source.uniform(0.4, 0.9), source.uniform(0.7, 2.0)]
+    real, imaginary = (blurred(source.normal(*image.shape), grain) for _ in range(2))
+    speckle = (real.square() + imaginary.square()).sqrt()
+    image = image * (speckle / speckle.mean()) ** source.uniform(0.2, 1.0)
+    depth = torch.linspace(0, 1, source.side, device=image.device)
+    image = image * torch.exp(-source.uniform(0, 1.5) * depth)[:, None]
+    image = image * torch.exp(-source.uniform(0, 1.0) * source.smooth(4)[0].relu())  # shadows
+    image = torch.log1p(source.log_uniform(1, 20) * image)
+    if source.happens(0.6):
+        across = torch.linspace(-1, 1, source.side, device=image.device)
+        ray = across[None] / (depth[:, None] + source.uniform(0.05, 0.4))
+        image = image * (ray.abs() < source.uniform(0.7, 1.5))
+    return image
+
+
+def microscopy(source: Source, labels: Tensor) -> Tensor:
+    """Stained objects, or their membranes, in the dark; counted photons; blurred along z."""
+    is_object = (labels > 0).float()
+    borders = is_border(labels).float()
+    greys = source.vector(0.5, 1, int(labels.max()) + 1)[labels] * is_object
+    image = source.uniform(0, 0.2) + greys * (1 + 0.3 * source.smooth(source.side // 4)[0])
+    if source.happens(0.5):
+        image = source.uniform(0, 0.5) * image + borders
+    wide = source.uniform(0.4, 1.3)
+    image = blurred(image.clamp(min=0), [wide * source.uniform(1, 2.5), wide, wide])
+    photons = source.log_uniform(5, 200)
+    noise = (image / photons).clamp(min=0).sqrt() * source.normal(*image.shape)
+    image = image + noise
+    return 1 - image if source.happens(0.2) else image.clamp(min=0)
+
+
+STYLES = (ct, ct, mr, mr, pet, ultrasound, microscopy)
+
+
+def in_body(source: Source, labels: Tensor) -> Tensor:
+    """(N, N, N) bool: objects and what is near them; all, mostly."""
+    if source.happens(0.6):
+        return torch.ones_like(labels, dtype=torch.bool)
+    near = F.avg_pool3d((labels > 0).float()[None, None], 9, stride=1, padding=4)[0, 0] > 0
+    return near | (source.smooth(3)[0] > source.uniform(-2, 0))
+
+
+def is_border(labels: Tensor) -> Tensor:
+    """Voxels of objects beside one of another label."""
+    border = torch.zeros_like(labels, dtype=torch.bool)
+    for axis in range(3):
+        differs = labels.diff(dim=axis) != 0
+        n = labels.shape[axis]
+        border.narrow(axis, 0, n - 1).logical_or_(differs)
+        border.narrow(axis, 1, n - 1).logical_or_(differs)
+    return border & (labels > 0)
+
+
+def blurred(image: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """(N, N, N) through a Gaussian of a sigma per axis."""
+    x = image[None, None]
+    for axis, sigma in enumerate(sigmas):
+        reach = int(np.ceil(3 * sigma))
+        taps = torch.arange(-reach, reach + 1, device=image.device)
+        kernel = torch.exp(-0.5 * (taps / sigma) ** 2)
+        shape, padding = [1, 1, 1, 1, 1], [0] * 6
+        shape[2 + axis] = len(taps)
+        padding[4 - 2 * axis : 6 - 2 * axis] = [reach, reach]
+        padded = F.pad(x, padding, mode="replicate")
+        x = F.conv3d(padded, (kernel / kernel.sum()).view(shape))
+    return x[0, 0]
+
+
+def sliced(source: Source, image: Tensor, labels: Tensor) -> SyntheticCase:
+    """The cube in slices, thick ones in half of the cases, in grey values of 0..255."""
+    thickness = source.integer(2, MAX_THICKNESS) if source.happens(0.5) else 1
+    spacing = source.log_uniform(0.4, 3.0)
+    count = source.side // thickness
+    image = image[: count * thickness].unflatten(0, (count, thickness)).mean(dim=1)
+    labels = labels[thickness // 2 :: thickness][:count]
+    values = image[image > 0] if (image > 0).any() else image.flatten()
+    low, high = np.percentile(values.cpu().numpy(), (0.5, 99.5))
+    grey = ((image - low) / max(high - low, 1e-6)).clamp(0, 1) * (image > 0)
+    return SyntheticCase(
+        (255 * grey).round().to(torch.uint8).cpu().numpy(),
+        labels.cpu().numpy().astype(np.uint16),
+        (spacing * thickness, spacing, spacing),
+    )
