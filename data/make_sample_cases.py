@@ -1,5 +1,7 @@
 """Make the two sample cases, an MR brain and a lung CT, from two openly licensed packages.
 
+With --atlas also the whole brain with all regions of its atlas, as a case to train on.
+
 Fetch and unpack the sources, then run this script:
 
     apt-get download mricron-data
@@ -15,7 +17,7 @@ the same arrays.
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,19 +77,26 @@ def region_around(
     return tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
 
 
-def read_brain(mricron: Path) -> Sample:
-    """Colin27 (`ch2`, T1, 1 mm) with regions of the AAL atlas, which was drawn on it."""
+def read_atlas(mricron: Path) -> tuple[Sample, dict[str, int]]:
+    """Colin27 (`ch2`, T1, 1 mm) with the AAL atlas, which was drawn on it, and its labels."""
     templates = mricron / "usr/share/mricron/templates"
     image, regions, spacing = read_pair(templates / "ch2.nii.gz", templates / "aal.nii.gz")
     # A line of the list: "77 Thalamus_L 7101", the first number being the value in aal.nii.gz.
     lines = (templates / "aal.nii.txt").read_text("ascii").splitlines()
-    names = {int(line.split()[0]): line.split()[1] for line in lines if line.strip()}
-    seg = np.zeros(regions.shape, np.uint8)
-    for label, beginnings in enumerate(BRAIN_OBJECTS, 1):
-        values = [value for value, name in names.items() if name.startswith(beginnings)]
-        seg[np.isin(regions, values)] = label
+    labels = {line.split()[1]: int(line.split()[0]) for line in lines if line.strip()}
     keep = region_around(regions > 0, BRAIN_MARGIN_MM, spacing)
-    return Sample(scale_percentiles(image)[keep], seg[keep], spacing)
+    seg = regions.astype(np.uint8)
+    return Sample(scale_percentiles(image)[keep], seg[keep], spacing), labels
+
+
+def read_brain(mricron: Path) -> Sample:
+    """BRAIN_OBJECTS alone."""
+    atlas, labels = read_atlas(mricron)
+    seg = np.zeros_like(atlas.seg)
+    for label, beginnings in enumerate(BRAIN_OBJECTS, 1):
+        values = [value for name, value in labels.items() if name.startswith(beginnings)]
+        seg[np.isin(atlas.seg, values)] = label
+    return replace(atlas, seg=seg)
 
 
 def read_lung(pyradiomics: Path) -> Sample:
@@ -117,6 +126,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pyradiomics", type=Path, required=True, help="folder of the unpacked pyradiomics source"
     )
+    parser.add_argument("--atlas", type=Path, help=".npz file to write, with imgs, gts, spacing")
     parser.add_argument("--inputs", type=Path, default=ROOT / "inputs", help="folder for the cases")
     parser.add_argument(
         "--gts", type=Path, default=ROOT / "data/sample_gts", help="folder for their truths"
@@ -134,6 +144,12 @@ def main(args: argparse.Namespace) -> None:
         write_sample(sample, args.inputs / name, args.gts / name)
         size = sum((folder / name).stat().st_size for folder in (args.inputs, args.gts))
         print(f"{name}: {sample.image.shape}, {sample.seg.max()} objects, {size / 1e6:.2f} MB")
+    if args.atlas:
+        atlas, labels = read_atlas(args.mricron)
+        args.atlas.parent.mkdir(parents=True, exist_ok=True)
+        spacing = np.array(atlas.spacing[::-1], np.float64)
+        np.savez_compressed(args.atlas, imgs=atlas.image, gts=atlas.seg, spacing=spacing)
+        print(f"{args.atlas.name}: {atlas.image.shape}, {len(labels)} regions")
 
 
 if __name__ == "__main__":
