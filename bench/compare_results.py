@@ -1,9 +1,9 @@
-"""Two folders of evaluate.py side by side: DSC by dataset and round, and the clicks obeyed.
+"""Folders of evaluate.py, one below the other: DSC by dataset and round, and the clicks obeyed.
 
-    python bench/compare_recipes.py results_baseline results_adaptive
+    python bench/compare_results.py results/baseline results/adaptive
 
-Both must be of the same cases; the predictions of all rounds (--save all) tell what the clicked
-voxels became. Prints a table in Markdown.
+All must be of the same cases; the predictions of all rounds (--save all) tell what the clicked
+voxels became. Prints tables in Markdown.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", type=Path, nargs=2, help="outputs of evaluate.py")
+    parser.add_argument("folders", type=Path, nargs="+", help="outputs of evaluate.py")
     return parser
 
 
@@ -68,9 +68,9 @@ def main(args: argparse.Namespace) -> int:
 def compare(folders: list[Path]) -> None:
     ours = [read_folder(folder) for folder in folders]
     names = sorted(ours[0])
-    if ours[0].keys() != ours[1].keys():
-        odd = ", ".join(sorted(ours[0].keys() ^ ours[1].keys()))
-        raise ValueError(f"expected results of the same cases, got only one of: {odd}")
+    for results in ours[1:]:
+        if odd := ", ".join(sorted(ours[0].keys() ^ results.keys())):
+            raise ValueError(f"expected results of the same cases, got only some of: {odd}")
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         result = ours[0][name]
@@ -81,21 +81,17 @@ def compare(folders: list[Path]) -> None:
     # Of equal rows, as those of a modality with one dataset, the last one.
     rows = {tuple(members): group for group, members in groups.items()}
     labels = [folder.name for folder in folders]
-    print(
-        "| cases | | "
-        + " | ".join(f"DSC_AUC {label} | box | 1 | 2 | 3 | 4 | 5" for label in labels)
-        + " |"
-    )
-    print("|---" * (2 + 7 * len(labels)) + "|")
+    print("| cases | | method | DSC_AUC | box | 1 | 2 | 3 | 4 | 5 |\n" + "|---" * 10 + "|")
     for members, group in rows.items():
-        cells = []
-        for results in ours:
+        first = f"{group} | {len(members)}"
+        for results, label in zip(ours, labels, strict=True):
             curves = np.array([results[name].curve("DSC") for name in members])
-            area = np.mean([auc(curve) for curve in curves])
-            cells += [f"**{area:.3f}**", *(f"{value:.3f}" for value in curves.mean(axis=0))]
+            cells = [f"{value:.3f}" for value in curves.mean(axis=0)]
             if not results[members[0]].has_boxes:
-                cells[-6] = "–"
-        print(f"| {group} | {len(members)} | " + " | ".join(cells) + " |")
+                cells[0] = "–"
+            area = np.mean([auc(curve) for curve in curves])
+            print(f"| {first} | {label} | **{area:.3f}** | " + " | ".join(cells) + " |")
+            first = " | "
     print("\n| clicks whose voxel became what was asked | foreground | background |\n|---|---|---|")
     for folder, results, label in zip(folders, ours, labels, strict=True):
         rates: dict[int, list[bool]] = {0: [], 1: []}
