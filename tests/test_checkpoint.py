@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import TINY
+from ckpt import export
+from conftest import TINY, TINY_HYBRID
 from seeded import DATA, published_weights
 from segment_anything import sam_model_registry3D
 from utils.checkpoint import BOX_EMBEDDINGS, CheckpointError, build_model, read_checkpoint
@@ -81,6 +82,34 @@ def test_safetensors_with_its_metadata_and_half_precision(tmp_path, tiny_model):
     model = build_model(checkpoint)
     for key, value in model.state_dict().items():
         assert value.dtype == torch.float32 and torch.equal(value, weights[key].float())
+
+
+def test_exported_weights_are_the_same_but_for_their_precision(tmp_path, tiny_hybrid):
+    content = META | {"model_type": "hybrid_s", "model_args": TINY_HYBRID, "policy": "adaptive"}
+    content |= {"policy_args": {"roi_factor": 1.6}, "optimizer_state_dict": {"lr": 1.0}}
+    source = save(tmp_path / "run.pth", content | {"model_state_dict": tiny_hybrid.state_dict()})
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for file in files:
+        assert export.main(export.get_args_parser().parse_args([str(source), str(file)])) == 0
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert files[0].stat().st_size < 0.6 * 4 * sum(p.numel() for p in tiny_hybrid.parameters())
+    checkpoint = read_checkpoint(files[0])
+    assert (checkpoint.policy, checkpoint.policy_args) == ("adaptive", {"roi_factor": 1.6})
+    weights = build_model(checkpoint).state_dict()
+    for key, value in tiny_hybrid.state_dict().items():
+        torch.testing.assert_close(weights[key], value, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "target, message",
+    [("old.safetensors", "exists"), ("new.pth", "expected the name of a .safetensors file")],
+)
+def test_what_can_not_be_exported(target, message, tmp_path, tiny_checkpoint, capsys):
+    (tmp_path / "old.safetensors").write_bytes(b"mine")
+    options = [str(tiny_checkpoint), str(tmp_path / target)]
+    assert export.main(export.get_args_parser().parse_args(options)) == 1
+    assert message in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["old.safetensors"]
 
 
 def test_two_embeddings_get_corners_at_zero_with_a_notice(tmp_path, tiny_model):

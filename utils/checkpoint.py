@@ -18,6 +18,7 @@ from segment_anything import Sam3D, sam_model_registry3D
 from segment_anything.bounds import AdaptiveSettings
 
 FOREGROUND = "prompt_encoder.point_embeddings.1.weight"
+METADATA = "sam_med3d"  # of a .safetensors file: a JSON object with the fields of Checkpoint
 BOX_EMBEDDINGS = tuple(f"prompt_encoder.point_embeddings.{i}.weight" for i in (2, 3))
 
 
@@ -112,9 +113,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            metadata = json.loads((file.metadata() or {}).get("sam_med3d", "{}"))
+            metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
             if not isinstance(metadata, dict):
-                raise ValueError(f"its metadata sam_med3d is {metadata!r}, expected an object")
+                raise ValueError(f"its metadata {METADATA} is {metadata!r}, expected an object")
             return tensors, metadata
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path.name}: not a safetensors file: {error}") from error
