@@ -7,7 +7,8 @@
 and masks mean nothing: among the many objects, ROIs then grow and clicks are asked again as often
 as they may be. These objects are synthetic nuclei, played by the official protocol, clicks and
 scores not counted. The interactive rows are of a ROI that stands: on a fine one a click is a
-decoder pass, on a coarse one it is also refined in a new piece.
+decoder pass, on a coarse one it is also refined in a new piece. On a CPU, whole processes on the
+sample cases are measured, too.
 Needs what evaluate.py needs.
 """
 
@@ -15,6 +16,7 @@ import argparse
 import math
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from statistics import median
@@ -28,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "bench"))
 
 from bench_encoder import build_seeded, device_name, resident  # noqa: E402
+from bench_infer import run_process  # noqa: E402
 
 NUCLEI = (134, 200, 200)  # voxels, (z, y, x)
 
@@ -145,6 +148,17 @@ def bench_nuclei(model, settings, name: str, precision: str, args: argparse.Name
     )
 
 
+def bench_process(checkpoint: Path, repeats: int) -> None:
+    """infer.py on the sample cases, from start to exit."""
+    print("| infer.py on a sample case, whole process | seconds | peak |\n|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for case in sorted((ROOT / "inputs").glob("*.npz")):
+            options = ("--inputs", case, "--outputs", folder, "--checkpoint", checkpoint)
+            runs = [run_process(ROOT / "infer.py", *options) for _ in range(repeats)]
+            seconds, memory = (median(values) for values in zip(*runs, strict=True))
+            print(f"| {case.stem} | {seconds:.1f} s | {memory:.1f} GB |", flush=True)
+
+
 def main(args: argparse.Namespace) -> None:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
@@ -158,6 +172,8 @@ def main(args: argparse.Namespace) -> None:
         )
         for precision in ("fp32", "bf16"):
             bench_nuclei(small.to(args.device), settings, name, precision, args)
+    if args.device == "cpu" and args.checkpoint is not None:
+        bench_process(args.checkpoint, args.repeats)
     print(
         "\n| interactive, 150 x 512 x 512 | precision | ROI | first prompt | a further click "
         "| a decoder pass |\n|---|---|---|---|---|---|"
