@@ -6,9 +6,8 @@
 --checkpoint is a trained small network; without it, and for vit_b_ori always, weights are random,
 and masks mean nothing: among the many objects, ROIs then grow and clicks are asked again as often
 as they may be. These objects are synthetic nuclei, played by the official protocol, clicks and
-scores not counted. The interactive rows are of a ROI that stands: on a fine one a click is a
-decoder pass, on a coarse one it is also refined in a new piece. On a CPU, whole processes on the
-sample cases are measured, too.
+scores not counted. The interactive rows are of a ROI that stands, fine or coarse: a click is a
+decoder pass. On a CPU, whole processes on the sample cases are measured, too.
 Needs what evaluate.py needs.
 """
 

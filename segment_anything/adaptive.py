@@ -23,7 +23,6 @@ from segment_anything.prompts import Click, Index3, Prompts, Region
 from segment_anything.roi import Roi, crop_roi_nearest, sample_linear
 
 MAX_GROWTHS = 2  # times that an object is predicted again since its mask touches the border
-COARSE = 2.0  # original voxels per ROI voxel; above, clicks are refined in pieces
 PIECE_BLEND = 0.25  # of a piece's side, from its border inwards, over which it fades in
 KEPT_LOGIT = 1.0  # of what is kept as it was since there is nothing to ask
 RIGHT_LOGIT = 100.0  # of what is known to be right, whatever other objects claim
@@ -182,8 +181,8 @@ def segment_object(
     """Segment an object by asking the network.
 
     The whole object is asked for on one ROI, on a larger one while the mask touches its border.
-    Then, on pieces of the ROI round the clicks, finer: where the ROI is coarser than the volume,
-    and where a clicked voxel has not become what was asked.
+    Then, where a clicked voxel has not become what was asked, on a piece of the ROI round the
+    click, finer.
 
     Args:
         request: The object.
@@ -215,9 +214,8 @@ def segment_object(
         bounds = bounds + faces * [[-1.0], [1.0]] * extension
 
     patches = [whole]
-    is_coarse = max(roi.step) > COARSE
     for click in prompts.clicks:
-        if not is_coarse and is_obeyed(click, patches):
+        if is_obeyed(click, patches):
             continue
         piece = roi_of(piece_bounds(bounds, click.point), size, stride, shape)
         piece_low = piece.coarse(stride)

@@ -85,9 +85,9 @@ class SamPredictor3D:
 
     All coordinates are voxels (z, y, x) of the volume. The policy is `adaptive`
     (`segment_anything.adaptive`): the ROI follows the prompts, and its embedding is kept, so that
-    a further click costs a decoder pass as long as the ROI stands. It costs a pass more, and
-    mostly an encoder pass, where it is refined in a piece: on a ROI that is coarser than the
-    volume, or if it was not obeyed.
+    a further click costs a decoder pass as long as the ROI stands. If it
+    was not obeyed, it is asked again on a piece of the ROI, which costs a pass more, and mostly an
+    encoder pass.
 
     Memory: the volume itself, `cache_bytes` of embeddings, and for each object MAX_UNDO + 1
     predictions, each with 2 bytes per voxel of the region that holds the object.

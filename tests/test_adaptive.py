@@ -226,20 +226,29 @@ def test_the_border_of_the_volume_is_no_reason_to_grow():
     assert len(oracle.queries) == 1
 
 
-def test_clicks_on_a_coarse_roi_are_refined_in_pieces():
-    truth = ellipsoid((30, 45, 60), (20.4, 30.4, 50.4))
-    truth[28:33, 42:49, 57:64] = False  # a hole that the whole ROI is too coarse to show well
+def test_a_hole_that_the_whole_roi_does_not_show_is_found_in_a_piece():
+    filled = ellipsoid((30, 45, 60), (20.4, 30.4, 50.4))
+    truth = filled.copy()
+    truth[28:33, 42:49, 57:64] = False
+
+    class Blurred(Oracle):
+        """Sees the hole from nearby alone."""
+
+        def answer(self, query):
+            self.truth = (filled if len(self.queries) == 1 else truth).astype(np.uint8)
+            return super().answer(query)
+
     box = box_of((10, 15, 10), (51, 76, 111))
-    coarse = Oracle(truth).play(Prompts(box))
-    oracle = Oracle(truth)
+    before = Oracle(filled).play(Prompts(box))
+    oracle = Blurred(truth)
     click = Click((30, 45, 60), False)
-    fine = oracle.play(Prompts(box, (click,)), coarse.kept)
+    fine = oracle.play(Prompts(box, (click,)), before.kept)
     near = slice(26, 35), slice(40, 51), slice(54, 67)
-    errors = [np.count_nonzero((p.mask != truth)[near]) for p in (coarse, fine)]
+    errors = [np.count_nonzero((p.mask != truth)[near]) for p in (before, fine)]
     assert errors[1] < 0.8 * errors[0] and not fine.mask[click.point]
     whole, piece = oracle.queries
-    assert max(whole.roi.step) > 2 and piece.roi.step == tuple(s / 2 for s in whole.roi.step)
-    assert dice(fine.mask, truth) >= dice(coarse.mask, truth)
+    assert piece.roi.step == tuple(s / 2 for s in whole.roi.step)
+    assert dice(fine.mask, truth) >= dice(before.mask, truth)
 
 
 def test_a_click_that_is_not_obeyed_is_asked_again_from_nearby():
@@ -273,7 +282,7 @@ def test_what_lies_beyond_the_volume_is_not_found():
     assert len(oracle.queries) == 1
 
 
-def test_a_click_near_the_border_of_a_coarse_roi_is_obeyed():
+def test_a_click_near_the_border_of_a_roi_is_obeyed():
     class Pieces(Oracle):
         def answer(self, query):
             value = -1.0 if len(self.queries) == 1 else 1.0
@@ -283,7 +292,7 @@ def test_a_click_near_the_border_of_a_coarse_roi_is_obeyed():
     for point in ((8, 45, 60), (8, 8, 8), (52, 82, 112)):
         oracle = Pieces(np.zeros(VOLUME))
         prediction = oracle.play(Prompts(box, (Click(point, True),)))
-        assert max(oracle.queries[0].roi.step) > 2 and prediction.mask[point]
+        assert prediction.mask[point]
 
 
 def test_the_mask_before_is_the_mask_prompt():
