@@ -357,4 +357,4 @@ def test_where_no_mask_is_to_be_corrected_the_first_round_has_the_prompts_alone(
 
     monkeypatch.setattr(loop.model, "decode", record)
     loop(batch.image, batch.truth, batch.draws, *batch.start)
-    assert counts == [2, 3, 4, 5]
+    assert counts == [2, 3, 4, 5, 6]

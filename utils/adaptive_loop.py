@@ -9,7 +9,7 @@ from segment_anything.modeling.sam3D import MASK_THRESHOLD
 from utils.click_loop import ClickLoop, Clicks, LoopOutput, random_error_click
 from utils.clicks import largest_error_click
 
-ADAPTIVE_ROUNDS = 4  # the first with the prompts of the sample, each other one with a click more
+ADAPTIVE_ROUNDS = 5  # the first with the prompts of the sample, each other one with a click more
 CENTRE_SHARE = 0.7  # of the clicks are the evaluator's, the others random error voxels
 IOU_WEIGHT = 0.1  # of the error of the predicted IoU in the loss
 
