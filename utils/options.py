@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.published import find_checkpoint
+from utils.published import SMALL, find_checkpoint
 
 # torch is imported where it is used, so that --help and messages about options come at once.
 if TYPE_CHECKING:
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 POLICIES = ("baseline", "adaptive")
 SCHEDULERS = ("multisteplr", "steplr", "coswarm", "linear")
 CKPT_DIR = Path(__file__).resolve().parents[1] / "ckpt"
-NO_CHECKPOINT = """\
+FETCH = "python ckpt/download.py sam_med3d_turbo_cvpr_coreset"
+NO_CHECKPOINT = f"""\
 no checkpoint: give one with --checkpoint FILE, or fetch a published one (402 MB) with
-    python ckpt/download.py sam_med3d_turbo_cvpr_coreset"""
+    {FETCH}"""
 
 
 def int_from(low: int, high: int) -> Callable[[str], int]:
@@ -111,6 +112,10 @@ def load_model(
     else:
         model = build_model(checkpoint)
     model = model.to(device)
+    if args.checkpoint is None and path.name == SMALL:
+        print(
+            f"{SMALL}: the small network of this repository; for a published one (402 MB): {FETCH}"
+        )
     print(f"{path.name}: {args.backend} network, {policy} policy, {args.precision} on {device}")
     for notice in checkpoint.notices:
         print(f"{path.name}: {notice}")

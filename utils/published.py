@@ -1,4 +1,4 @@
-"""The published checkpoints: their names, their hashes, and which one is used. No torch here."""
+"""The checkpoints: their names, their hashes, and which one is used. No torch here."""
 
 from pathlib import Path
 
@@ -14,6 +14,10 @@ PUBLISHED: dict[str, str | None] = {
     "sam_med3d_turbo.pth": "899a46d04d3b70f723282ceb489149373558bf0aaba389a346f5ab57da5cdd3c",
 }
 
+# The one that comes with the repository; ckpt/README.md is its model card.
+SMALL = "sam_med3d_small.safetensors"
+SMALL_SHA256 = "3b3b7bd16ba2de147537224f7d00bb14054f8f8e732354091170afaffaa926f2"
+
 # What is used of a folder without --checkpoint: the first of these that exists. Those fine-tuned
 # on the challenge's data come first, the one that comes with the repository last.
 CHECKPOINT_ORDER = (
@@ -22,7 +26,7 @@ CHECKPOINT_ORDER = (
     "sam_med3d_turbo_bbox_cvpr.pth",  # the first name of cvpr_coreset
     "sam_med3d_turbo_bbox_init.pth",
     "sam_med3d_turbo.pth",
-    "sam_med3d_small.safetensors",
+    SMALL,
 )
 
 
