@@ -128,7 +128,8 @@ def check_resumed(args: argparse.Namespace, state: "TrainState", saved: Any, cou
     if (recipe := saved.get("recipe", "published")) != args.recipe:
         raise ValueError(f"--resume: the run is of --recipe {recipe}, got {args.recipe}")
     now = options_of(args) | {"processes": count}
-    for key in ("batch_size", "accumulation_steps", "seed", "processes", "min_voxels"):
+    saved = {"synthetic": 0} | saved  # of a run before there was such an option
+    for key in ("batch_size", "accumulation_steps", "seed", "processes", "min_voxels", "synthetic"):
         if state.progress.step and saved[key] != now[key]:
             raise ValueError(
                 f"--resume: the checkpoint lies within an epoch of {key} {saved[key]}, expected "
@@ -322,6 +323,8 @@ def main(args: argparse.Namespace) -> int:
             show_gpus(args.gpu_ids)
         if args.val_cases and not any(args.val_cases.rglob("*.npz")):
             raise ValueError(f"--val_cases {args.val_cases}: expected .npz files, got none")
+        if args.synthetic and args.recipe != "adaptive":
+            raise ValueError(f"--synthetic: expected --recipe adaptive, got {args.recipe}")
         if latest.exists() and not args.resume:
             raise ValueError(
                 f"{folder} holds a run: go on with --resume, or give another --task_name"

@@ -109,9 +109,9 @@ def make_case(
         labels = organs(source, grid)
     style = STYLES[source.integer(0, len(STYLES) - 1)]
     image = style(source, labels)
-    values = torch.unique(labels).tolist()
-    hidden = [v for v in values if v and source.happens(DISTRACTORS)]
-    if len(hidden) < len([v for v in values if v]):
+    values = torch.unique(labels[labels > 0]).tolist()
+    hidden = [value for value in values if source.happens(DISTRACTORS)]
+    if len(hidden) < len(values):
         labels = labels.where(~torch.isin(labels, torch.tensor(hidden, device=labels.device)), 0)
     return sliced(source, image, labels)
 

@@ -1,6 +1,7 @@
 """The adaptive recipe: samples as inference meets them, its rounds, and whole runs."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from segment_anything.bounds import AdaptiveSettings, choose_bounds, roi_of
 from segment_anything.prompts import Prompts
 from segment_anything.roi import crop_roi_averaged, crop_roi_nearest, normalise
 from test_train import content_of, numbers, train
+from train import check_resumed, get_args_parser, options_of
 from utils import adaptive_dataset
 from utils.adaptive_dataset import AdaptiveDataset, challenge_box, faulty
 from utils.adaptive_loop import ADAPTIVE_ROUNDS, AdaptiveLoop, error_clicks, iou_of
@@ -324,6 +326,22 @@ def test_a_run_goes_on_to_the_same_losses_with_its_settings(finished, weights, t
 def test_a_run_of_another_recipe_is_not_resumed(finished, weights):
     result = train(weights, finished / "data", finished, "--resume")
     assert result.returncode == 2 and "the run is of --recipe adaptive" in result.stderr
+
+
+def test_other_samples_do_not_go_on_within_an_epoch():
+    parse = get_args_parser().parse_args
+    saved = options_of(parse(["--recipe=adaptive"])) | {"processes": 1}
+    model = SimpleNamespace(img_size=32)
+    state = SimpleNamespace(model=model, model_type="hybrid_s", progress=SimpleNamespace(step=3))
+    check_resumed(parse(["--recipe=adaptive"]), state, saved, 1)
+    for content in (saved, {k: v for k, v in saved.items() if k != "synthetic"}):
+        with pytest.raises(ValueError, match="within an epoch of synthetic 0"):
+            check_resumed(parse(["--recipe=adaptive", "--synthetic=4"]), state, content, 1)
+
+
+def test_synthetic_cases_need_the_adaptive_recipe(weights, finished, tmp_path):
+    result = train(weights, finished / "data", tmp_path, "--synthetic=2")
+    assert result.returncode == 2 and "--synthetic: expected --recipe adaptive" in result.stderr
 
 
 def test_two_processes_train_as_one_with_the_double_batch(weights, tmp_path):

@@ -30,6 +30,7 @@ INVERTED = 0.15  # of the samples, in contrast
 PERMUTED = 0.3  # of the samples, in their axes
 MIN_IN_ROI = 30  # voxels of the object, of the ROI
 PER_SYNTHETIC = 4  # samples of a synthetic case, which takes as long to make as they do
+MAX_HELD = 256  # synthetic cases in memory, of each process; 1.5 MB each
 MIN_SHAPES = 20  # labels of a case that gives its shapes to synthetic ones
 MAX_OBLONG = 1.5  # of its voxels
 
@@ -64,8 +65,8 @@ class AdaptiveDataset(CaseDataset):
         self.synthetic = synthetic
         self.shapes = [partial(_labels_in, case.path) for case in cases if has_shapes(case)]
         self.augment = intensity_transforms()
-        # All of an epoch: the samples of a case are not made one after the other.
-        self._made = lru_cache(maxsize=-(-synthetic // PER_SYNTHETIC) or 1)(self._make)
+        # Held, since the samples of a case are not made one after the other.
+        self._made = lru_cache(maxsize=MAX_HELD)(self._make)
 
     def __len__(self) -> int:
         return len(self.items) + self.synthetic
