@@ -99,7 +99,7 @@ def build_state(
     if left:
         say(f"left as initialised: {', '.join(left)}")
     model = model.to(processes.device).train()
-    optimizer = make_optimizer(model, args.lr, args.weight_decay, args.others_lr)
+    optimizer = make_optimizer(model, args.lr, args.weight_decay, args.others_lr, args.optimizer)
     scheduler = make_scheduler(optimizer, args.lr_scheduler, args.step_size, args.gamma)
     scaler = torch.amp.GradScaler(processes.device.type, enabled=precision == "fp16")
     policy = "adaptive" if args.recipe == "adaptive" else "baseline"
@@ -127,6 +127,8 @@ def check_resumed(args: argparse.Namespace, state: "TrainState", saved: Any, cou
         return
     if (recipe := saved.get("recipe", "published")) != args.recipe:
         raise ValueError(f"--resume: the run is of --recipe {recipe}, got {args.recipe}")
+    if (optimizer := saved.get("optimizer", "adamw")) != args.optimizer:
+        raise ValueError(f"--resume: the run is of --optimizer {optimizer}, got {args.optimizer}")
     now = options_of(args) | {"processes": count}
     saved = {"synthetic": 0} | saved  # of a run before there was such an option
     for key in ("batch_size", "accumulation_steps", "seed", "processes", "min_voxels", "synthetic"):

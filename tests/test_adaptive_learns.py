@@ -9,7 +9,7 @@ from segment_anything import sam_model_registry3D
 from segment_anything.bounds import AdaptiveSettings
 from segment_anything.prompts import Box, Prompts
 from utils.adaptive_dataset import AdaptiveDataset, challenge_box
-from utils.adaptive_loop import AdaptiveLoop
+from utils.adaptive_loop import AdaptiveLoop, graded_rounds
 from utils.case import Case, LabelledCase
 from utils.dataset import collate, find_cases
 from utils.policy import make_method
@@ -54,7 +54,9 @@ def played(tmp_path_factory) -> tuple[np.ndarray, list[tuple[bool, bool]]]:
         samples = [dataset[(step, (4 * step + i) % len(dataset))] for i in range(4)]
         batch = collate(samples)
         optimizer.zero_grad()
-        loop(batch.image, batch.truth, batch.draws, *batch.start).loss.backward()
+        loop(
+            batch.image, batch.truth, batch.draws, *batch.start, graded_rounds(0, 0, step)
+        ).loss.backward()
         optimizer.step()
         schedule.step()
 

@@ -18,7 +18,14 @@ from test_train import content_of, numbers, train
 from train import check_resumed, get_args_parser, options_of
 from utils import adaptive_dataset
 from utils.adaptive_dataset import AdaptiveDataset, challenge_box, faulty
-from utils.adaptive_loop import ADAPTIVE_ROUNDS, AdaptiveLoop, error_clicks, iou_of
+from utils.adaptive_loop import (
+    ADAPTIVE_ROUNDS,
+    GRADED_ROUNDS,
+    AdaptiveLoop,
+    error_clicks,
+    graded_rounds,
+    iou_of,
+)
 from utils.checkpoint import read_checkpoint, settings_of
 from utils.clicks import largest_error_click
 from utils.dataset import collate, find_cases
@@ -213,7 +220,7 @@ def test_each_round_sees_all_clicks_before_it_and_the_binary_mask(tmp_path, monk
         return seen[-1][-1]
 
     monkeypatch.setattr(loop.model, "decode", record)
-    output = loop(batch.image, batch.truth, batch.draws, *batch.start)
+    output = loop(batch.image, batch.truth, batch.draws, *batch.start, {0, 2})
     assert len(seen) == ADAPTIVE_ROUNDS == len(output.round_losses)
     first = batch.start[0].shape[1]
     is_begun = batch.start[2].flatten(1).any(dim=1)
@@ -225,6 +232,7 @@ def test_each_round_sees_all_clicks_before_it_and_the_binary_mask(tmp_path, monk
         assert (labels[:, first + 1 :] >= 0).all()
         before = batch.start[2] if i == 0 else (seen[i - 1][3][0] > 0).float()
         assert torch.equal(mask, before) and not mask.requires_grad
+    assert [logits.requires_grad for *_, (logits, _) in seen] == [i in {0, 2} for i in range(6)]
     assert torch.equal(output.clicks.points[2], seen[-1][0][:, first + 2 : first + 3])
 
 
@@ -233,10 +241,32 @@ def test_saving_memory_changes_no_gradient(tmp_path):
     gradients = []
     for loop.save_memory in (True, False):
         loop.zero_grad()
-        loop(batch.image, batch.truth, batch.draws, *batch.start).loss.backward()
+        loop(batch.image, batch.truth, batch.draws, *batch.start, {0, 3}).loss.backward()
         gradients.append([p.grad.clone() for p in loop.parameters()])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_rounds_without_a_gradient_add_none(tmp_path):
+    """The gradient of some rounds is that of the sum of their losses alone."""
+    loop, batch = loop_and_batch(tmp_path, 2)
+    gradients = []
+    for graded in ({0}, {0, 4}, {4}):
+        loop.zero_grad()
+        loop(batch.image, batch.truth, batch.draws, *batch.start, graded).loss.backward()
+        gradients.append([p.grad.clone() for p in loop.parameters()])
+    for first, both, fifth in zip(*gradients, strict=True):
+        torch.testing.assert_close(first + fifth, both, rtol=1e-3, atol=1e-6)
+
+
+def test_the_rounds_with_a_gradient_are_the_first_and_all_others_alike():
+    chosen = [graded_rounds(0, 1, step) for step in range(500)]
+    assert all(0 in rounds and len(rounds) == GRADED_ROUNDS for rounds in chosen)
+    counts = np.bincount([i for rounds in chosen for i in rounds])
+    assert len(counts) == ADAPTIVE_ROUNDS
+    assert np.ptp(counts[1:]) < 0.3 * counts[1:].mean()
+    assert chosen == [graded_rounds(0, 1, step) for step in range(500)]
+    assert chosen != [graded_rounds(0, 2, step) for step in range(500)]
 
 
 def test_iou():
@@ -268,7 +298,8 @@ def test_cases_with_many_labels_give_their_shapes(tmp_path):
     np.testing.assert_array_equal(shapes(), gts)
 
 
-OPTIONS = ("--recipe=adaptive", "--roi_factor=1.6", "--others_lr=1", "--synthetic=2")
+OPTIONS = ("--recipe=adaptive", "--others_lr=1", "--synthetic=2", "--optimizer=muon")
+OPTIONS += ("--roi_factor=1.6",)
 
 
 @pytest.fixture(scope="module")
@@ -311,7 +342,7 @@ def test_a_run_goes_on_to_the_same_losses_with_its_settings(finished, weights, t
     """Without their options; and a run that begins from its weights has them, too."""
     data = finished / "data"
     assert train(weights, data, tmp_path, *OPTIONS, "--num_epochs=1").returncode == 0
-    plain = ("--recipe=adaptive", "--others_lr=1", "--synthetic=2", "--num_epochs=2")
+    plain = (*OPTIONS[:-1], "--num_epochs=2")
     result = train(weights, data, tmp_path, *plain, "--resume")
     assert result.returncode == 0, result.stderr
     assert numbers(tmp_path) == numbers(finished)
@@ -326,6 +357,8 @@ def test_a_run_goes_on_to_the_same_losses_with_its_settings(finished, weights, t
 def test_a_run_of_another_recipe_is_not_resumed(finished, weights):
     result = train(weights, finished / "data", finished, "--resume")
     assert result.returncode == 2 and "the run is of --recipe adaptive" in result.stderr
+    result = train(weights, finished / "data", finished, "--recipe=adaptive", "--resume")
+    assert result.returncode == 2 and "the run is of --optimizer muon" in result.stderr
 
 
 def test_other_samples_do_not_go_on_within_an_epoch():

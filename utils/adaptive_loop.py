@@ -1,5 +1,7 @@
 """The training step of the adaptive recipe: rounds as inference and the evaluator play them."""
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,8 @@ from segment_anything.modeling.sam3D import MASK_THRESHOLD
 from utils.click_loop import ClickLoop, Clicks, LoopOutput, random_error_click
 from utils.clicks import largest_error_click
 
-ADAPTIVE_ROUNDS = 5  # the first with the prompts of the sample, each other one with a click more
+ADAPTIVE_ROUNDS = 6  # the first with the prompts of the sample, each other one with a click more
+GRADED_ROUNDS = 3  # have a gradient: the first, and others at random; the rest leads to them
 CENTRE_SHARE = 0.7  # of the clicks are the evaluator's, the others random error voxels
 IOU_WEIGHT = 0.1  # of the error of the predicted IoU in the loss
 
@@ -18,7 +21,8 @@ class AdaptiveLoop(ClickLoop):
     """Encode once, then rounds in which a click on an error joins all prompts before it.
 
     As in inference, the mask prompt is the prediction before, made binary: no gradient flows from
-    round to round.
+    round to round. So most rounds can do without, which is as fast as four rounds with (the idea
+    is that of Sofiiuk et al., RITM, arXiv:2102.06583).
     """
 
     def forward(  # type: ignore[override]
@@ -29,6 +33,7 @@ class AdaptiveLoop(ClickLoop):
         points: Tensor,
         labels: Tensor,
         mask: Tensor,
+        graded: Collection[int],
     ) -> LoopOutput:
         """Predict, and correct for ADAPTIVE_ROUNDS - 1 rounds.
 
@@ -40,6 +45,8 @@ class AdaptiveLoop(ClickLoop):
             labels: (B, N), what the user says at first.
             mask: (B, 1, M, M, M) of 0 and 1. Where one is not empty, it is a prediction that is to
                 be corrected, and the first round has a click, too.
+            graded: Rounds that have a gradient; with the first one, as autocast holds weights as
+                they were cast first.
         """
         model = self.model
         embedding = model.encode(image)
@@ -57,13 +64,21 @@ class AdaptiveLoop(ClickLoop):
                 made.append((point, label))
                 points = torch.cat([points, point], dim=1)
                 labels = torch.cat([labels, label], dim=1)
-            low_res_mask, iou = model.decode(embedding, (points, labels), mask_prompt=mask)
-            loss, logits = self.score(low_res_mask, target)
-            losses.append(loss + IOU_WEIGHT * F.mse_loss(iou.float(), iou_of(logits, truth)))
+            with torch.set_grad_enabled(i in graded and torch.is_grad_enabled()):
+                low_res_mask, iou = model.decode(embedding, (points, labels), mask_prompt=mask)
+                loss, logits = self.score(low_res_mask, target)
+                loss = loss + IOU_WEIGHT * F.mse_loss(iou.float(), iou_of(logits, truth))
+            losses.append(loss)
             mask = (low_res_mask.detach() > MASK_THRESHOLD).float()
         clicks = Clicks(*(torch.stack(parts) for parts in zip(*made, strict=True)))
         total = torch.stack(losses)
         return LoopOutput(total.sum(), total.detach(), logits, clicks)
+
+
+def graded_rounds(seed: int, epoch: int, step: int) -> set[int]:
+    """The rounds of a step that have a gradient."""
+    rng = np.random.default_rng((seed, epoch, step))
+    return {0, *(1 + rng.choice(ADAPTIVE_ROUNDS - 1, GRADED_ROUNDS - 1, replace=False)).tolist()}
 
 
 def iou_of(logits: Tensor, truth: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from utils.case import Case
 
 POLICIES = ("baseline", "adaptive")
+OPTIMIZERS = ("adamw", "muon")
 SCHEDULERS = ("multisteplr", "steplr", "coswarm", "linear")
 CKPT_DIR = Path(__file__).resolve().parents[1] / "ckpt"
 FETCH = "python ckpt/download.py sam_med3d_turbo_cvpr_coreset"

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from segment_anything.predictor3D import autocast
+from utils.adaptive_loop import graded_rounds
 from utils.click_loop import LoopOutput, dice
 from utils.dataset import Batch, EpochSampler, round_without_point
 from utils.prepared import PreparedCase
@@ -101,7 +102,7 @@ class Loop:
         sampler: Of this process.
         processes: This one and its peers.
         accumulation_steps: Batches per optimizer step; the last one of an epoch may have fewer.
-        seed: Of the round without a point.
+        seed: Of the round without a point, or of those with a gradient.
         precision: One of PRECISIONS.
         bad_files: Seen so far.
         stop: Whether to.
@@ -212,9 +213,10 @@ def _train_step(
     loop: Loop, state: TrainState, batch: Batch, index: int, window: int, is_last: bool
 ) -> LoopOutput:
     """Forward and backward of the batch `index` of an epoch, one of `window` batches."""
-    how: tuple[Any, ...] = batch.start
-    if not how:
-        how = (round_without_point(loop.seed, state.progress.epoch, index),)
+    at = (loop.seed, state.progress.epoch, index)
+    how: tuple[Any, ...] = (round_without_point(*at),)
+    if batch.start:
+        how = (*batch.start, graded_rounds(*at))
     synchronised: AbstractContextManager = nullcontext()
     if isinstance(loop.step, DistributedDataParallel) and not is_last:
         synchronised = loop.step.no_sync()

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from utils.options import SCHEDULERS, int_from
+from utils.options import OPTIMIZERS, SCHEDULERS, int_from
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -83,6 +83,13 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     loop.add_argument("--batch_size", type=count, default=6, help="per process")
     loop.add_argument(
         "--accumulation_steps", type=count, default=20, help="batches per optimizer step"
+    )
+    loop.add_argument(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        default="adamw",
+        help="muon: for the matrices of the layers, with AdamW for the rest; learns from fewer "
+        "samples, at a higher --lr",
     )
     loop.add_argument("--lr", type=float, default=8e-5, help="of the image encoder")
     loop.add_argument(

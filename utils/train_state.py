@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn as nn
 from torch.optim import AdamW, Optimizer, lr_scheduler
 
 from segment_anything import Sam3D, sam_model_registry3D
@@ -21,7 +22,8 @@ from utils.checkpoint import (
     read_plain,
 )
 from utils.files import atomic_write
-from utils.options import SCHEDULERS
+from utils.muon import MuonAdamW, matrices
+from utils.options import OPTIMIZERS, SCHEDULERS
 
 LATEST, LOSS_BEST, DICE_BEST = (
     f"sam_model_{which}.pth" for which in ("latest", "loss_best", "dice_best")
@@ -74,23 +76,39 @@ class TrainState:
 
 
 def make_optimizer(
-    model: Sam3D, lr: float, weight_decay: float, others_lr: float = PROMPT_AND_DECODER_LR
+    model: Sam3D,
+    lr: float,
+    weight_decay: float,
+    others_lr: float = PROMPT_AND_DECODER_LR,
+    name: str = "adamw",
 ) -> Optimizer:
-    """AdamW with the published groups, in the published order.
+    """AdamW with the published groups, in the published order; or Muon beside it.
 
     Args:
         model: To be trained.
         lr: Of the image encoder.
         weight_decay: Of all parts.
         others_lr: Of prompt encoder and mask decoder, over `lr`.
+        name: One of OPTIMIZERS.
     """
+    assert name in OPTIMIZERS, name
     others = {"lr": others_lr * lr}
-    groups: list[dict[str, Any]] = [
-        {"params": list(model.image_encoder.parameters())},
-        {"params": list(model.prompt_encoder.parameters()), **others},
-        {"params": list(model.mask_decoder.parameters()), **others},
+    parts: list[tuple[nn.Module, dict[str, Any]]] = [
+        (model.image_encoder, {}),
+        (model.prompt_encoder, others),
+        (model.mask_decoder, others),
     ]
-    return AdamW(groups, lr=lr, betas=(0.9, 0.999), weight_decay=weight_decay)
+    common: dict[str, Any] = {"lr": lr, "betas": (0.9, 0.999), "weight_decay": weight_decay}
+    if name == "adamw":
+        return AdamW([{"params": list(part.parameters()), **how} for part, how in parts], **common)
+    groups: list[dict[str, Any]] = []
+    for part, how in parts:
+        chosen = matrices(part)
+        ids = {id(weight) for weight in chosen}
+        rest = [parameter for parameter in part.parameters() if id(parameter) not in ids]
+        groups.append({"params": chosen, "is_matrices": True, **how})
+        groups.append({"params": rest, "is_matrices": False, **how})
+    return MuonAdamW([group for group in groups if group["params"]], **common)
 
 
 def make_scheduler(
