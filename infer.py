@@ -1,4 +1,4 @@
-"""Segment every case of a folder: inputs/*.npz -> outputs/*.npz.
+"""Segment every case of a folder: inputs/*.npz -> outputs/*.npz; or scans, such as NIfTI or DICOM.
 
 One process, or several under torchrun, each on a GPU of its own, that share the cases.
 """
@@ -10,16 +10,16 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from utils.convert import CT_WINDOWS, parse_window
 from utils.memory import peak_gb
 from utils.options import add_model_options, load_model
+from utils.prompt_file import add_prompt_options
+from utils.scan import ENDINGS
+from utils.source import EXPECTED, Opened, Source, find_sources
 from utils.workers import Workers
 
 # torch is imported where it is used, so that --help and messages about options come at once.
-if TYPE_CHECKING:
-    from utils.case import Case
-
 ROOT = Path(__file__).resolve().parent
 
 
@@ -28,23 +28,50 @@ def get_args_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--inputs", type=Path, default=ROOT / "inputs", help="folder of .npz cases, or one case"
+        "--inputs",
+        type=Path,
+        default=ROOT / "inputs",
+        help="folder of .npz cases and scans (.nii .nii.gz .nrrd .mha), or one of them, or the "
+        "folder of a DICOM series",
     )
     parser.add_argument(
         "--outputs", type=Path, default=ROOT / "outputs", help="folder for the segmentations"
     )
+    parser.add_argument(
+        "--preview", action="store_true", help="a .png beside each output: planes of each object"
+    )
+    parser.add_argument(
+        "--window",
+        type=window,
+        help=f"CT scans in HU: {', '.join(CT_WINDOWS)} or LEVEL,WIDTH; others are scaled between "
+        "percentiles, which is the default",
+    )
+    parser.add_argument(
+        "--output-format",
+        choices=[ending[1:] for ending in ENDINGS],
+        help="of the labels of scans; default: as the scan, nii.gz for DICOM",
+    )
+    add_prompt_options(parser)
     add_model_options(parser)
     return parser
 
 
-def prepare_outputs(folder: Path, paths: list[Path]) -> None:
+def window(text: str) -> str:
+    try:
+        parse_window(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def prepare_outputs(folder: Path, sources: list[Source]) -> None:
     """Make the folder of outputs, and find out now if it can't take them.
 
     Raises:
         OSError: It can't be made or written.
         ValueError: Outputs would replace the cases.
     """
-    if folder.resolve() == paths[0].parent.resolve():
+    if folder.resolve() == sources[0].path.parent.resolve():
         raise ValueError(f"--outputs {folder}: holds the cases themselves, expected another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,15 +81,15 @@ def prepare_outputs(folder: Path, paths: list[Path]) -> None:
         raise OSError(f"--outputs {folder}: can't be written: {error}") from error
 
 
-def read_cases(paths: Iterable[Path]) -> Iterator[tuple[Path, "Case | Exception"]]:
+def read_cases(
+    sources: Iterable[Source], outputs: Path
+) -> Iterator[tuple[Source, Opened | Exception]]:
     """Each case, or why it can't be read."""
-    from utils.case import read_case
-
-    for path in paths:
+    for source in sources:
         try:
-            yield path, read_case(path)
+            yield source, source.open(outputs)
         except Exception as error:  # a case that fails does not stop the others
-            yield path, error
+            yield source, error
 
 
 def peak_memory(device_type: str) -> str:
@@ -76,54 +103,62 @@ def main(args: argparse.Namespace) -> int:
 
     Of several processes the first one tells whether a case failed.
     """
-    if args.inputs.is_dir():
-        paths = sorted(args.inputs.glob("*.npz"))
-    else:
-        paths = [args.inputs] if args.inputs.is_file() else []
-    if not paths:
-        print(f"no cases: expected .npz files in {args.inputs}", file=sys.stderr)
+    ending = f".{args.output_format}" if args.output_format else None
+    try:
+        sources = find_sources(args.inputs, args.objects, args.space, args.window, ending)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    if not sources:
+        print(f"no cases: expected {EXPECTED} in {args.inputs}", file=sys.stderr)
         return 2
     from prefetch_generator import BackgroundGenerator
     from tqdm import tqdm
 
     workers = Workers()
     # Reading overlaps loading the model, and later computing the case before.
-    cases = BackgroundGenerator(read_cases(workers.share(paths)), max_prefetch=1)
+    cases = BackgroundGenerator(read_cases(workers.share(sources), args.outputs), max_prefetch=1)
     try:
-        prepare_outputs(args.outputs, paths)
+        prepare_outputs(args.outputs, sources)
         model, segment = load_model(args)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
 
-    from utils.case import write_case
     from utils.npz import CaseError
+    from utils.preview import write_preview
 
     failed = []
     is_quiet = workers.count > 1 or not sys.stderr.isatty()
-    bar = tqdm(cases, total=len(paths), unit="case", disable=is_quiet)
-    for path, case in bar:
-        start = time.perf_counter()
+    bar = tqdm(cases, total=len(sources), unit="case", disable=is_quiet)
+    for source, opened in bar:
+        start, name = time.perf_counter(), source.path.name
         try:
-            if isinstance(case, Exception):
-                raise case
-            write_case(args.outputs / path.name, segment(case))
+            if isinstance(opened, Exception):
+                raise opened
+            case = opened.case
+            seg = segment(case)
+            opened.write(seg)
+            if args.preview:
+                write_preview(args.outputs / f"{source.stem}.png", case, seg)
         except Exception as error:  # a case that fails does not stop the others
-            failed.append(path.name)
+            failed.append(name)
             if not isinstance(error, CaseError):  # its message says all, and names the case
                 bar.write(traceback.format_exc(), file=sys.stderr, end="")
-            name = "" if isinstance(error, CaseError) else f"{path.name}: "
-            bar.write(f"FAILED {name}{error}", file=sys.stderr)
+            where = "" if isinstance(error, CaseError) else f"{name}: "
+            bar.write(f"FAILED {where}{error}", file=sys.stderr)
             continue
+        if opened.notice:
+            bar.write(f"{name}: {opened.notice}")
         bar.write(
-            f"{path.name}: objects {len(case.objects)}, rounds of prompts {case.rounds}, "
+            f"{name}: objects {len(case.objects)}, rounds of prompts {case.rounds}, "
             f"{time.perf_counter() - start:.1f} s, peak memory {peak_memory(model.device.type)}"
         )
     parts = workers.collect("/".join(failed))
     failed = sorted(name for part in parts for name in part.split("/") if name)
     if failed:
         names = ", ".join(failed)
-        print(f"{len(failed)} of {len(paths)} cases failed: {names}", file=sys.stderr)
+        print(f"{len(failed)} of {len(sources)} cases failed: {names}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -19,10 +19,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.case import LabelledCase, read_labelled_case  # noqa: E402
+from utils.case import read_labelled_case  # noqa: E402
+from utils.preview import draw_plane  # noqa: E402
 from utils.published import SMALL  # noqa: E402
-
-COLOURS = ("#ff5a4f", "#4fc3ff", "#ffd24f", "#7dff6b", "#ff7ef2", "#4fffd8", "#ff9c3a")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -42,32 +41,6 @@ def best_plane(truth: np.ndarray, axis: int) -> int:
     return int(((counts > 0).sum(axis=1) + shares.mean(axis=1)).argmax())
 
 
-def draw_plane(axes, labelled: LabelledCase, seg: np.ndarray, axis: int) -> None:
-    """A slice with the masks' outlines: coloured what was found, dashed white the truth."""
-    case, at = labelled.case, best_plane(labelled.truth, axis)
-    down, right = (i for i in range(3) if i != axis)
-    aspect = case.spacing[down] / case.spacing[right]
-    image, found, truth = (
-        np.take(volume, at, axis=axis) for volume in (case.image, seg, labelled.truth)
-    )
-    origin = "upper" if axis == 0 else "lower"  # cranial is up
-    axes.imshow(image, cmap="gray", vmin=0, vmax=255, aspect=aspect, origin=origin)
-    for label, prompts in enumerate(case.objects, 1):
-        colour = COLOURS[(label - 1) % len(COLOURS)]
-        if (truth == label).any():
-            axes.contour(truth == label, [0.5], colors="white", linewidths=0.8, linestyles="--")
-        if (found == label).any():
-            axes.contour(found == label, [0.5], colors=colour, linewidths=1.6)
-        box = prompts.box
-        if box is not None and box.start[axis] <= at < box.stop[axis]:
-            x, y = box.start[right] - 0.5, box.start[down] - 0.5
-            width, height = box.stop[right] - x - 0.5, box.stop[down] - y - 0.5
-            axes.add_patch(
-                plt.Rectangle((x, y), width, height, fill=False, ec=colour, lw=0.8, ls=":")
-            )
-    axes.set_axis_off()
-
-
 def main(args: argparse.Namespace) -> None:
     from utils.checkpoint import build_model, read_checkpoint, settings_of
     from utils.policy import make_method
@@ -85,7 +58,8 @@ def main(args: argparse.Namespace) -> None:
         print(path.stem, " ".join(f"{value:.3f}" for value in curve))
         for row, (when, number) in enumerate((("boxes alone", 0), ("5 clicks per object", -1))):
             for axis, axes in enumerate(grid[2 * i + row]):
-                draw_plane(axes, labelled, rounds[number][1], axis)
+                at = best_plane(labelled.truth, axis)
+                draw_plane(axes, labelled.case, rounds[number][1], axis, at, labelled.truth)
             title = f"{path.stem}, {when}: mean DSC {curve[number]:.2f}"
             grid[2 * i + row][0].set_title(title, fontsize=9, loc="left")
     figure.tight_layout()

@@ -18,7 +18,62 @@ CT_WINDOWS = {
 }
 PERCENTILES = (0.5, 99.5)  # of the voxels above 0, the challenge's rule for all but CT
 MAX_SHIFT = 5  # voxels by which a side of a box is moved outwards at the most
+POSITION = "0020|0032"  # DICOM's Image Position (Patient)
+STEP_TOLERANCE = 0.05  # of the distance of slices
 GEOMETRY_TOLERANCE = 1e-3  # of a voxel, and of a direction's cosines, between image and labels
+
+
+def read_image(path: Path) -> "sitk.Image":
+    """A 3D image file, or the one DICOM series in a folder, as it is stored.
+
+    Raises:
+        ValueError: It is not an image, or not one 3D volume.
+    """
+    import SimpleITK as sitk
+
+    try:
+        image = read_series(path) if path.is_dir() else sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f"{path.name}: expected an image: {reason}") from error
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise ValueError(
+            f"{path.name}: expected one 3D volume, got size {image.GetSize()} with "
+            f"{image.GetNumberOfComponentsPerPixel()} values per voxel"
+        )
+    return image
+
+
+def read_series(folder: Path) -> "sitk.Image":
+    """The DICOM series in a folder, its slices in order.
+
+    Raises:
+        ValueError: It holds none or several, or slices are missing.
+        RuntimeError: A file can't be read.
+    """
+    import SimpleITK as sitk
+
+    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if len(series) != 1:
+        names = ", ".join(series) or "none"
+        raise ValueError(f"{folder.name}: expected the files of one DICOM series, got {names}")
+    reader = sitk.ImageSeriesReader()
+    files = reader.GetGDCMSeriesFileNames(str(folder), series[0])
+    reader.SetFileNames(files)
+    reader.MetaDataDictionaryArrayUpdateOn()
+    image = reader.Execute()
+    slices = range(len(files))
+    if all(reader.HasMetaDataKey(i, POSITION) for i in slices):
+        positions = [reader.GetMetaData(i, POSITION).split("\\") for i in slices]
+        steps = np.diff(np.array(positions, float), axis=0)
+        normal = np.reshape(image.GetDirection(), (3, 3))[:, 2]
+        thickness = image.GetSpacing()[2]
+        if (np.abs(steps - thickness * normal) > STEP_TOLERANCE * thickness).any():
+            raise ValueError(
+                f"{folder.name}: expected slices at equal distances along their normal; are some "
+                f"of the {len(files)} missing, or was the gantry tilted?"
+            )
+    return image
 
 
 def read_oriented(path: Path) -> "sitk.Image":
@@ -29,17 +84,7 @@ def read_oriented(path: Path) -> "sitk.Image":
     """
     import SimpleITK as sitk
 
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ValueError(f"{path.name}: expected an image: {reason}") from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise ValueError(
-            f"{path.name}: expected one 3D volume, got size {image.GetSize()} with "
-            f"{image.GetNumberOfComponentsPerPixel()} values per voxel"
-        )
-    return sitk.DICOMOrient(image, "LPS")
+    return sitk.DICOMOrient(read_image(path), "LPS")
 
 
 def read_pair(
@@ -77,8 +122,28 @@ def _grid(image: "sitk.Image") -> str:
 
 def scale(image: np.ndarray, low: float, high: float) -> np.ndarray:
     """Map low..high to 0..255, as uint8, and what lies beyond to the ends."""
-    fraction = (image.astype(np.float64) - low) / (high - low)
-    return np.rint(255 * fraction.clip(0, 1)).astype(np.uint8)
+    grey = np.empty(image.shape, np.uint8)
+    for i, plane in enumerate(image):  # float64 of all of them may not fit into memory
+        fraction = (plane.astype(np.float64) - low) / (high - low)
+        grey[i] = np.rint(255 * fraction.clip(0, 1))
+    return grey
+
+
+def parse_window(text: str) -> tuple[float, float]:
+    """A name of CT_WINDOWS, or LEVEL,WIDTH -> level and width in HU.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if text in CT_WINDOWS:
+        return CT_WINDOWS[text]
+    try:
+        level, width = map(float, text.split(","))
+    except ValueError:
+        level, width = np.nan, np.nan
+    if not (np.isfinite(level) and 0 < width < np.inf):
+        raise ValueError(f"expected {', '.join(CT_WINDOWS)} or LEVEL,WIDTH in HU, got {text!r}")
+    return level, width
 
 
 def scale_window(image: np.ndarray, level: float, width: float) -> np.ndarray:
@@ -95,7 +160,7 @@ def scale_percentiles(image: np.ndarray) -> np.ndarray:
     values = image[image > 0]
     if len(values) == 0:
         raise ValueError(f"expected voxels above 0, got {image.min():g}..{image.max():g}")
-    low, high = np.percentile(values, PERCENTILES)
+    low, high = np.percentile(values, PERCENTILES, overwrite_input=True)
     if low == high:
         raise ValueError(f"expected voxels that differ, got {low:g} almost everywhere above 0")
     return scale(image, low, high)

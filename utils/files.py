@@ -10,22 +10,32 @@ from typing import BinaryIO
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` that replaces it when the block ends without an error.
+def atomic_path(path: Path, ending: str = "") -> Iterator[Path]:
+    """A path beside `path` to write to, that replaces it when the block ends without an error.
 
-    The content is on the disk before the name is. An error removes the temporary file and leaves
+    The content is on the disk before the name is. An error removes what was written and leaves
     `path` as it was.
+
+    Args:
+        path: The file to be.
+        ending: That the temporary name is to have, where the writer tells the format by it.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{ending}")
     try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """As `atomic_path`, but open."""
+    with atomic_path(path) as temporary, open(temporary, "xb") as file:
+        yield file
 
 
 def atomic_copy(source: Path, target: Path) -> None:

@@ -1,0 +1,153 @@
+"""infer.py on scans: what a folder holds, prompts from files and options, formats, previews."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+import infer
+from conftest import SHAPE, case_arrays
+from segment_anything.prompts import Box, Click, Prompts
+from test_scan import image_of, write_series, written
+from utils.case import Case
+from utils.preview import draw_preview, shown_region, write_preview
+
+OBJECTS = {"objects": [{"box": [2, 3, 4, 5, 9, 16]}, {"clicks": [[8, 4, 15, 1], [1, 1, 1, 0]]}]}
+
+
+@pytest.fixture
+def run(tmp_path, tiny_checkpoint, capsys):
+    """Runs infer.py on tmp_path/inputs -> (status, stdout, stderr)."""
+    (tmp_path / "inputs").mkdir()
+
+    def call(*options: str):
+        args = ["--inputs", str(tmp_path / "inputs"), "--outputs", str(tmp_path / "outputs")]
+        args += ["--checkpoint", str(tiny_checkpoint), "--policy=adaptive", *options]
+        status = infer.main(infer.get_args_parser().parse_args(args))
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_of_cases_scans_and_series(run, tmp_path):
+    folder = tmp_path / "inputs"
+    written(folder / "a.nii.gz"), written(folder / "b.nrrd"), written(folder / "lone.mha")
+    write_series(folder / "d"), write_series(folder / "without")
+    np.savez_compressed(folder / "c.npz", **case_arrays())
+    for name in ("a", "b", "d"):
+        (folder / f"{name}.json").write_text(json.dumps(OBJECTS))
+    status, out, err = run()
+    assert status == 1 and names(tmp_path / "outputs") == [
+        "a.nii.gz",
+        "b.nrrd",
+        "c.npz",
+        "d.nii.gz",
+    ]
+    assert err.splitlines() == [
+        "FAILED lone.mha: expected prompts in lone.json beside it, or as --box and --click",
+        "1 of 5 cases failed: lone.mha",
+    ]
+    assert "a.nii.gz: objects 2, rounds of prompts 3, " in out
+    of_a, of_b = (sitk.ReadImage(tmp_path / "outputs" / name) for name in ("a.nii.gz", "b.nrrd"))
+    assert of_a.GetPixelID() == sitk.sitkUInt8 and of_a.IsSameImageGeometryAs(
+        image_of(), 1e-5, 1e-5
+    )
+    np.testing.assert_array_equal(*map(sitk.GetArrayFromImage, (of_a, of_b)))
+    assert set(np.unique(sitk.GetArrayFromImage(of_a))) <= {0, 1, 2}
+
+
+def test_options_prompt_as_the_file_does(run, tmp_path):
+    scan = written(tmp_path / "inputs/scan.nii.gz")
+    scan.with_name("scan.json").write_text(json.dumps(OBJECTS))
+    assert run()[0] == 0
+    expected = (tmp_path / "outputs/scan.nii.gz").read_bytes()
+    scan.with_name("scan.json").unlink()
+    prompts = ["--box=2,3,4,5,9,16", "--object", "--click=8,4,15,1", "--click=1,1,1,0"]
+    assert run("--outputs", str(tmp_path / "by_options"), *prompts)[0] == 0
+    assert (tmp_path / "by_options/scan.nii.gz").read_bytes() == expected
+    mm = [f"--click={','.join(map(str, p[::-1]))},1" for p in ((-70.5, 30.25, 11.0),)]
+    status, out, _ = run("--space=lps", "--output-format=nrrd", "--window=100,800", *mm)
+    assert status == 0 and (tmp_path / "outputs/scan.nrrd").is_file()
+
+
+def test_a_series_alone(run, tmp_path):
+    write_series(tmp_path / "inputs")
+    (tmp_path / "inputs/readme.txt").write_text("from the scanner")
+    status, out, err = run("--click", "3,4,15,1", "--preview")
+    assert (status, err) == (0, "")
+    assert names(tmp_path / "outputs") == ["inputs.nii.gz", "inputs.png"]
+
+
+def test_what_is_not_clear_is_refused_at_once(run, tmp_path):
+    folder = tmp_path / "inputs"
+    written(folder / "scan.nii.gz")
+    written(folder / "scan.nrrd")
+    status, _, err = run()
+    assert status == 2 and "scan.nii.gz and scan.nrrd would be written to one name" in err
+    shutil.move(folder / "scan.nrrd", folder / "other.nrrd")
+    status, _, err = run("--click=1,2,3,1")
+    assert status == 2 and "--box, --click: expected one scan, no .npz case, got 2 inputs" in err
+    np.savez_compressed(folder / "case.npz", **case_arrays())
+    status, _, err = run("--click=1,2,3,1", "--inputs", str(folder / "case.npz"))
+    assert status == 2 and "got case.npz" in err and not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--box=1,2,3", "a box: expected 6 numbers"),
+        ("--click=1,2,3", "a click: expected 4 numbers"),
+        ("--click=1,2,x,1", "could not convert string to float"),
+        ("--click=1,2,3,nan", "a click: expected 4 numbers"),
+        ("--window=liver", "expected abdomen, lung, brain, bone or LEVEL,WIDTH in HU, got 'liver'"),
+        ("--window=40,-400", "LEVEL,WIDTH in HU"),
+        ("--space=mm", "invalid choice"),
+    ],
+)
+def test_options_that_mean_nothing(option, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        infer.get_args_parser().parse_args([option])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def case_of(*objects: Prompts) -> tuple[Case, np.ndarray]:
+    image = np.random.default_rng(0).integers(0, 256, SHAPE, np.uint8)
+    seg = np.zeros(SHAPE, np.uint8)
+    seg[3:6, 5:11, 6:15] = 1
+    return Case("case.npz", image, (3.0, 1.0, 0.5), objects, 1), seg
+
+
+def test_planes_cross_the_object_and_show_all_of_it_and_its_prompts():
+    case, seg = case_of(Prompts(Box((2, 4, 4), (7, 12, 16), 4), (Click((9, 13, 17), False),)))
+    region = (slice(3, 6), slice(5, 11), slice(6, 15))
+    centre, (low, high) = shown_region(case, seg, 1, region)
+    assert seg[centre] == 1
+    assert (low <= (2, 4, 4)).all() and (high >= (10, 14, 18)).all()
+    mm = (high - low) * case.spacing
+    np.testing.assert_allclose(mm, mm[0])
+
+
+def test_an_object_that_was_not_found_is_shown_where_it_was_asked_for():
+    case, seg = case_of(Prompts(None, (Click((9, 13, 17), True),)), Prompts())
+    assert shown_region(case, np.zeros_like(seg), 1, None)[0] == (9, 13, 17)
+    assert shown_region(case, np.zeros_like(seg), 2, None)[0] == (5, 7, 9)
+
+
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_a_preview_has_three_planes_for_each_object(count, tmp_path):
+    case, seg = case_of(*[Prompts(Box((2, 4, 4), (7, 12, 16), 4))] * count)
+    figure = draw_preview(case, seg)
+    assert sum(bool(axes.images) for axes in figure.axes) == 3 * count
+    lines = [collection for axes in figure.axes[:3] for collection in axes.collections]
+    assert len(lines) == 3  # an outline in each plane
+    write_preview(tmp_path / "case.png", case, seg)
+    assert names(tmp_path) == ["case.png"]
+    height, width, _ = cv2.imread(str(tmp_path / "case.png")).shape
+    assert width < 3000 and height < 6000

@@ -1,0 +1,279 @@
+"""Scans: turned to LPS and back, prompts in voxels and mm, grey levels, formats, bad input."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from conftest import SHAPE, SPACING
+from utils.convert import CT_WINDOWS, scale_percentiles, scale_window
+from utils.npz import CaseError
+from utils.prompt_file import RawObject, RawPrompts, read_prompts
+from utils.scan import read_scan, write_labels
+
+VALUES = np.random.default_rng(0).integers(1, 900, SHAPE).astype(np.int16)
+VOXEL = (3, 4, 15)
+BOX = (2.0, 3.0, 4.0, 5.0, 6.0, 16.0)
+IDENTITY = np.eye(3)
+
+
+def turn(axis: int, degrees: float) -> np.ndarray:
+    angle = np.deg2rad(degrees)
+    i, j = (k for k in range(3) if k != axis)
+    matrix = np.eye(3)
+    matrix[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+    return matrix
+
+
+def image_of(values=VALUES, direction=IDENTITY) -> sitk.Image:
+    image = sitk.GetImageFromArray(values)
+    image.SetSpacing(SPACING[::-1])
+    image.SetOrigin((-70.5, 30.25, 11))
+    image.SetDirection(direction.ravel().tolist())
+    return image
+
+
+def written(path, values=VALUES, direction=IDENTITY):
+    sitk.WriteImage(image_of(values, direction), str(path))
+    return path
+
+
+def prompts(box=BOX, clicks=((VOXEL, True),), space="voxel", window=None) -> RawPrompts:
+    return RawPrompts((RawObject(box, list(clicks)),), space, window)
+
+
+def directions():
+    """All 48 ways to store a volume along the axes, straight, oblique, and half-way in between."""
+    for order, signs in itertools.product(
+        itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)
+    ):
+        for tilt in (IDENTITY, turn(0, 20) @ turn(2, -11), turn(0, 45) @ turn(2, 45)):
+            yield tilt @ (np.eye(3)[:, list(order)] * signs)
+
+
+def test_labels_overlay_the_scan_exactly_in_any_orientation(tmp_path):
+    values = VALUES.copy()
+    values[VOXEL] = 5000
+    for direction in directions():
+        path = written(tmp_path / "scan.nrrd", values, direction)
+        scan = read_scan(path, prompts())
+        (click,), box = scan.case.objects[0].clicks, scan.case.objects[0].box
+        assert scan.case.image[click.point] == 255
+        seg = np.zeros(scan.case.shape, np.uint8)
+        seg[tuple(slice(a, b) for a, b in zip(box.start, box.stop, strict=True))] = 1
+        seg[click.point] = 2
+        write_labels(tmp_path / "labels.nii.gz", seg, scan)
+        labels, image = (sitk.ReadImage(tmp_path / name) for name in ("labels.nii.gz", "scan.nrrd"))
+        assert labels.IsSameImageGeometryAs(image, 1e-5, 1e-5)
+        expected = np.zeros(SHAPE, np.uint8)
+        expected[2:5, 3:6, 4:16] = 1
+        expected[VOXEL] = 2
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(labels), expected)
+
+
+def test_a_case_is_turned_to_lps_with_its_spacing(tmp_path):
+    direction = np.array([[0, 0, 1.0], [-1, 0, 0], [0, -1, 0]])  # x, y, z lead to A, I and L
+    scan = read_scan(written(tmp_path / "scan.nii.gz", direction=direction), prompts())
+    depth, height, width = SHAPE
+    assert scan.case.shape == (height, width, depth)
+    np.testing.assert_allclose(scan.case.spacing, (SPACING[1], SPACING[2], SPACING[0]))
+    expected = scale_percentiles(VALUES).transpose(1, 2, 0)[::-1, ::-1]
+    np.testing.assert_array_equal(scan.case.image, expected)
+
+
+@pytest.mark.parametrize("space", ["lps", "ras"])
+def test_millimetres_are_voxels(tmp_path, space):
+    for direction in list(directions())[1::7]:
+        path = written(tmp_path / "scan.mha", direction=direction)
+        image, flip = sitk.ReadImage(path), np.array([-1, -1, 1] if space == "ras" else [1, 1, 1])
+
+        def mm(z, y, x, image=image, flip=flip):
+            return tuple((flip * image.TransformContinuousIndexToPhysicalPoint((x, y, z)))[::-1])
+
+        expected = read_scan(path, prompts(box=None)).case.objects
+        given = prompts(box=None, clicks=[(mm(3.2, 3.7, 15.3), True)], space=space)
+        assert read_scan(path, given).case.objects == expected
+        if (
+            np.abs(np.abs(direction).max(axis=0) - 1).max() < 1e-9
+        ):  # else a box of mm is a wider one
+            expected = read_scan(path, prompts(clicks=())).case.objects
+            corners = (*mm(1.5, 2.5, 3.5), *mm(4.5, 5.5, 15.5))
+            given = prompts(box=corners, clicks=(), space=space)
+            assert read_scan(path, given).case.objects == expected
+
+
+def test_a_box_in_millimetres_may_reach_beyond_the_volume_but_has_to_touch_it(tmp_path):
+    path = written(tmp_path / "scan.nii")
+    everything = (-500.0,) * 3 + (500.0,) * 3
+    box = read_scan(path, prompts(box=everything, clicks=(), space="lps")).case.objects[0].box
+    assert (box.start, box.stop) == ((0, 0, 0), SHAPE)
+    aside = (100.0, 100.0, 100.0, 120.0, 120.0, 120.0)
+    with pytest.raises(CaseError, match=r"scan.nii: box of object 1: expected it to touch"):
+        read_scan(path, prompts(box=aside, clicks=(), space="lps"))
+
+
+def test_windows_and_percentiles_are_the_challenges(tmp_path):
+    hu = (VALUES - 800).astype(np.int16)
+    path = written(tmp_path / "scan.nii.gz", hu)
+    for window, level_width in (("bone", CT_WINDOWS["bone"]), ("10,250", (10, 250))):
+        scan = read_scan(path, prompts(window=window))
+        np.testing.assert_array_equal(scan.case.image, scale_window(hu, *level_width))
+        assert scan.notice == ""
+    scan = read_scan(path, prompts())
+    np.testing.assert_array_equal(scan.case.image, scale_percentiles(hu))
+    assert "looks like CT in HU" in scan.notice
+    with pytest.raises(CaseError, match="expected abdomen, lung, brain, bone or LEVEL,WIDTH"):
+        read_scan(path, prompts(window="liver"))
+
+
+def write_series(folder, values=VALUES, direction=IDENTITY, uid="1.2.3", skip=()):
+    """A DICOM series, its files named against the order of its slices."""
+    folder.mkdir(exist_ok=True)
+    image = image_of(values, direction)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for i in range(len(values)):
+        if i in skip:
+            continue
+        plane = image[:, :, i]
+        position = image.TransformIndexToPhysicalPoint((0, 0, i))
+        axes = np.reshape(direction, (3, 3)).T[:2].ravel()
+        tags = {
+            "0008|0060": "CT",
+            "0008|0018": f"{uid}.{i + 1}",
+            "0020|000d": "1.2",
+            "0020|000e": uid,
+            "0020|0032": "\\".join(f"{v:.8g}" for v in position),
+            "0020|0037": "\\".join(f"{v:.8g}" for v in axes),
+            "0020|0013": str(i),
+            "0018|0050": f"{SPACING[0]}",
+            "0028|1052": "-100",
+            "0028|1053": "2",
+        }
+        for key, value in tags.items():
+            plane.SetMetaData(key, value)
+        writer.SetFileName(str(folder / f"{uid}_{len(values) - i:03d}.dcm"))
+        writer.Execute(plane)
+    return folder
+
+
+def test_a_dicom_series_is_read_with_its_rescaling_and_geometry(tmp_path):
+    values = (2 * (VALUES // 2) - 100).astype(np.int16)  # that its integers hold
+    for direction in (IDENTITY, turn(0, 30), turn(1, -90)):
+        folder = write_series(tmp_path / "series", values, direction)
+        scan = read_scan(folder, prompts(window="200,900"))
+        in_file = read_scan(
+            written(tmp_path / "scan.nrrd", values, direction), prompts(window="200,900")
+        )
+        np.testing.assert_array_equal(scan.case.image, in_file.case.image)
+        assert scan.case.objects == in_file.case.objects
+        np.testing.assert_allclose(scan.case.spacing, in_file.case.spacing, rtol=1e-5)
+        write_labels(tmp_path / "labels.nii.gz", scan.case.image, scan)
+        labels = sitk.ReadImage(tmp_path / "labels.nii.gz")
+        assert labels.IsSameImageGeometryAs(image_of(direction=direction), 1e-4, 1e-4)
+
+
+def test_a_series_with_a_gap_two_series_and_none(tmp_path):
+    with pytest.raises(CaseError, match="gap: expected slices at equal distances"):
+        read_scan(write_series(tmp_path / "gap", skip=(4,)), prompts())
+    write_series(tmp_path / "two")
+    with pytest.raises(CaseError, match="two: expected the files of one DICOM series, got 1.2.3"):
+        read_scan(write_series(tmp_path / "two", uid="1.2.4"), prompts())
+    (tmp_path / "none").mkdir()
+    with pytest.raises(CaseError, match="none: expected the files of one DICOM series, got none"):
+        read_scan(tmp_path / "none", prompts())
+
+
+def test_scans_that_cannot_be_used(tmp_path):
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(b"\x1f\x8b no image")
+    with pytest.raises(CaseError, match="broken.nii.gz: expected an image: "):
+        read_scan(broken, prompts())
+    sitk.WriteImage(sitk.Image([4, 5, 6, 2], sitk.sitkInt16), str(tmp_path / "4d.nii"))
+    with pytest.raises(CaseError, match=r"4d.nii: expected one 3D volume, got size \(4, 5, 6, 2\)"):
+        read_scan(tmp_path / "4d.nii", prompts())
+    sitk.WriteImage(sitk.Image([4, 5, 6], sitk.sitkVectorUInt8, 3), str(tmp_path / "rgb.nrrd"))
+    with pytest.raises(CaseError, match="rgb.nrrd: expected one 3D volume, .* 3 values per voxel"):
+        read_scan(tmp_path / "rgb.nrrd", prompts())
+    values = VALUES.astype(np.float32)
+    values[1, 2, 3] = np.nan
+    with pytest.raises(CaseError, match="nan.nrrd: expected finite values"):
+        read_scan(written(tmp_path / "nan.nrrd", values), prompts())
+    with pytest.raises(CaseError, match="dark.nii: expected voxels above 0"):
+        read_scan(written(tmp_path / "dark.nii", -VALUES), prompts())
+    with pytest.raises(CaseError, match="air.nii: expected voxels above the window's lower end"):
+        read_scan(written(tmp_path / "air.nii", VALUES - 3000), prompts(window="brain"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            prompts(box=(2.0, 3, 4, 11, 6, 16)),
+            r"box of object 1: expected it within \(10, 14, 18\)",
+        ),
+        (prompts(box=(2.0, 3, 4, 2, 6, 16)), "box of object 1: expected whole numbers z0 < z1"),
+        (prompts(box=(2.5, 3, 4, 4, 6, 16)), "box of object 1: expected whole numbers"),
+        (prompts(clicks=[((3.0, 14.0, 2.0), True)]), "click of object 1: expected a point of the"),
+        (prompts(clicks=[((-0.6, 4.0, 2.0), True)]), "click of object 1: expected a point of the"),
+        (prompts(box=None, clicks=()), "expected a box or a click, got none"),
+        (RawPrompts((RawObject(BOX),) * 256), "expected at most 255 objects, got 256"),
+    ],
+)
+def test_prompts_that_do_not_fit(tmp_path, given, message):
+    with pytest.raises(CaseError, match="scan.nii: " + message):
+        read_scan(written(tmp_path / "scan.nii"), given)
+
+
+def test_labels_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch):
+    scan = read_scan(written(tmp_path / "scan.nii"), prompts())
+    seg = np.ones(SHAPE, np.uint8)
+    (tmp_path / "outputs").mkdir()
+    write = sitk.WriteImage
+
+    def write_a_part(image, path, **options):
+        write(image - 1, path, **options)
+
+    monkeypatch.setattr(sitk, "WriteImage", write_a_part)
+    with pytest.raises(OSError, match="can't be written whole; is the disk full"):
+        write_labels(tmp_path / "outputs/labels.nii.gz", seg, scan)
+    assert not list((tmp_path / "outputs").iterdir())
+
+
+def test_a_prompt_file(tmp_path):
+    path = tmp_path / "scan.json"
+    content = {
+        "space": "ras",
+        "window": "lung",
+        "objects": [{"box": [1, 2, 3, 4, 5, 6.5], "clicks": [[1, 2, 3, 0]]}, {}],
+    }
+    path.write_text(json.dumps(content))
+    first = RawObject((1, 2, 3, 4, 5, 6.5), [((1, 2, 3), False)])
+    assert read_prompts(path) == RawPrompts((first, RawObject()), "ras", "lung")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "Expecting property name"),
+        ("[" * 100_000, "maximum recursion depth"),
+        ("[]", "the file: expected a JSON object, got list"),
+        ('{"objects": [], "spaces": "lps"}', "the file: expected the keys objects, space, window"),
+        ('{"objects": []}', "objects: expected a list of at least one"),
+        ('{"objects": [{}], "space": "mm"}', "space: expected one of voxel, lps, ras, got 'mm'"),
+        ('{"objects": [{"box": [1, 2, 3]}]}', "box of object 1: expected 6 numbers"),
+        ('{"objects": [{"box": [1, 2, 3, 4, 5, NaN]}]}', "box of object 1: expected 6 numbers"),
+        ('{"objects": [{"box": [1, 2, 3, 4, 5, true]}]}', "box of object 1: expected 6 numbers"),
+        ('{"objects": [{"clicks": [[1, 2, 3]]}]}', "click of object 1: expected 4 numbers"),
+        ('{"objects": [{"clicks": [[1, 2, 3, 2]]}]}', "click of object 1: expected 1 .* got 2"),
+        ('{"objects": [{"clicks": 3}]}', "clicks of object 1: expected a list, got 3"),
+        ('{"objects": [3]}', "object 1: expected a JSON object, got int"),
+    ],
+)
+def test_a_prompt_file_that_cannot_be_used(tmp_path, text, message):
+    path = tmp_path / "scan.json"
+    path.write_text(text)
+    with pytest.raises(CaseError, match="scan.json: " + message):
+        read_prompts(path)

@@ -1,0 +1,180 @@
+"""The prompts of a scan: a JSON file, or options of the command line, in voxels or millimetres."""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from utils.npz import CaseError
+
+SPACES = ("voxel", "lps", "ras")
+MAX_BYTES = 16 * 2**20  # of a JSON file
+
+
+@dataclass
+class RawObject:
+    """An object's prompts as they were given, numbers (z, y, x) in the space of their file.
+
+    Attributes:
+        box: z0, y0, x0, z1, y1, x1: half-open in voxels; two corners in millimetres.
+        clicks: (z, y, x) and whether it is in the object.
+    """
+
+    box: tuple[float, ...] | None = None
+    clicks: list[tuple[tuple[float, ...], bool]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RawPrompts:
+    """Of a scan.
+
+    Attributes:
+        objects: Object 1, 2, ...
+        space: One of SPACES: voxels of the file, or mm.
+        window: Of CT, as parse_window reads it, or None.
+    """
+
+    objects: tuple[RawObject, ...]
+    space: str = "voxel"
+    window: str | None = None
+
+
+def read_prompts(path: Path) -> RawPrompts:
+    """Read a JSON file of prompts.
+
+        {"space": "voxel", "window": "abdomen",
+         "objects": [{"box": [10, 40, 40, 30, 90, 80], "clicks": [[22, 71, 60, 0]]}]}
+
+    `space` and `window` may be missing. A click is z, y, x and 1 for the object, 0 for what is not.
+
+    Raises:
+        CaseError: It holds something else.
+        OSError: It can't be read.
+    """
+    with open(path, "rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    try:
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"expected at most {MAX_BYTES} bytes")
+        return _parse(json.loads(data))
+    except (ValueError, RecursionError) as error:
+        raise CaseError(f"{path.name}: {error}") from error
+
+
+def _parse(content: Any) -> RawPrompts:
+    _check_keys(content, ("objects",), ("space", "window"), "the file")
+    space, window = content.get("space", "voxel"), content.get("window")
+    if space not in SPACES:
+        raise ValueError(f"space: expected one of {', '.join(SPACES)}, got {space!r}")
+    if window is not None and not isinstance(window, str):
+        raise ValueError(f"window: expected a text, got {window!r}")
+    if not isinstance(content["objects"], list) or not content["objects"]:
+        raise ValueError("objects: expected a list of at least one")
+    objects = []
+    for number, entry in enumerate(content["objects"], 1):
+        where = f"object {number}"
+        _check_keys(entry, (), ("box", "clicks"), where)
+        raw = RawObject()
+        if entry.get("box") is not None:
+            raw.box = _numbers(entry["box"], 6, f"box of {where}")
+        clicks = entry.get("clicks", [])
+        if not isinstance(clicks, list):
+            raise ValueError(f"clicks of {where}: expected a list, got {clicks!r}")
+        raw.clicks = [_click(click, f"click of {where}") for click in clicks]
+        objects.append(raw)
+    return RawPrompts(tuple(objects), space, window)
+
+
+def _check_keys(entry: Any, needed: Sequence[str], possible: Sequence[str], where: str) -> None:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: expected a JSON object, got {type(entry).__name__}")
+    wrong = [key for key in entry if key not in (*needed, *possible)]
+    missing = [key for key in needed if key not in entry]
+    if wrong or missing:
+        names = ", ".join((*needed, *possible))
+        raise ValueError(f"{where}: expected the keys {names}, got {', '.join(entry) or 'none'}")
+
+
+def _numbers(values: Any, count: int, where: str) -> tuple[float, ...]:
+    is_list = isinstance(values, list) and len(values) == count
+    if not is_list or not all(
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+        for value in values
+    ):
+        raise ValueError(f"{where}: expected {count} numbers, got {values!r}")
+    return tuple(map(float, values))
+
+
+def _click(values: Any, where: str) -> tuple[tuple[float, ...], bool]:
+    *point, kind = _numbers(values, 4, where)
+    if kind not in (0, 1):
+        raise ValueError(f"{where}: expected 1 (object) or 0 (not) at the end, got {kind:g}")
+    return tuple(point), kind == 1
+
+
+class _AddPrompt(argparse.Action):
+    """--object and --box begin an object, --click adds to the last one begun."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        objects = getattr(namespace, self.dest)
+        if objects is None:
+            objects = []
+            setattr(namespace, self.dest, objects)
+        if option_string != "--click" or not objects:
+            objects.append(RawObject())
+        if option_string == "--object":
+            return
+        try:
+            numbers = [float(value) for value in str(values).split(",")]
+            if option_string == "--box":
+                objects[-1].box = _numbers(numbers, 6, "a box")
+            else:
+                objects[-1].clicks.append(_click(numbers, "a click"))
+        except ValueError as error:
+            raise argparse.ArgumentError(self, str(error)) from error
+
+
+def add_prompt_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "prompts of a scan",
+        "For one scan; else they lie in a .json file beside it (README). Numbers come as z,y,x, in "
+        "voxels of the file or, with --space, in mm. Written --click=..., where the first is "
+        "negative.",
+    )
+    group.add_argument(
+        "--box",
+        action=_AddPrompt,
+        dest="objects",
+        metavar="Z0,Y0,X0,Z1,Y1,X1",
+        help="begins an object: its box, half-open in voxels, two opposite corners in mm",
+    )
+    group.add_argument(
+        "--click",
+        action=_AddPrompt,
+        dest="objects",
+        metavar="Z,Y,X,FG",
+        help="of the object begun last; FG is 1 in the object, 0 outside of it",
+    )
+    group.add_argument(
+        "--object",
+        action=_AddPrompt,
+        dest="objects",
+        nargs=0,
+        help="begins an object without a box",
+    )
+    group.add_argument(
+        "--space",
+        choices=SPACES,
+        default="voxel",
+        help="of --box and --click: voxels, or mm from right to left, front to back and feet to "
+        "head (lps), or from left to right and back to front (ras)",
+    )

@@ -1,0 +1,219 @@
+"""Scans as people have them (NIfTI, NRRD, MetaImage, DICOM) -> cases, and labels on their grid.
+
+Inside, a scan is turned to LPS, as the challenge's cases are; its labels are turned back.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from segment_anything.prompts import Box, Click, Prompts
+from utils.case import MAX_OBJECTS, Case
+from utils.convert import parse_window, read_image, scale_percentiles, scale_window
+from utils.files import atomic_path
+from utils.npz import CaseError
+from utils.prompt_file import RawObject, RawPrompts
+
+# SimpleITK is imported where it is used: .npz cases need none.
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
+LOOKS_LIKE_HU = -500.0  # below that are the air and lungs of CT, and hardly anything else
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Of an image: size, spacing and origin (x, y, z), and the direction's cosines; in mm, LPS."""
+
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+
+    @classmethod
+    def of(cls, image: "sitk.Image") -> "Grid":
+        return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+
+    def to_mm(self, voxels: np.ndarray) -> np.ndarray:
+        """(N, 3) voxels (z, y, x) -> (N, 3) mm (x, y, z)."""
+        matrix = np.reshape(self.direction, (3, 3)) * self.spacing
+        return voxels[:, ::-1] @ matrix.T + self.origin
+
+    def to_voxels(self, mm: np.ndarray) -> np.ndarray:
+        """The inverse."""
+        matrix = np.reshape(self.direction, (3, 3)) * self.spacing
+        return np.linalg.solve(matrix, (mm - self.origin).T).T[:, ::-1]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan that was read.
+
+    Attributes:
+        case: What is segmented, turned to LPS.
+        grid: Of the file.
+        turned: Of the case.
+        notice: What the user may want to know, or "".
+    """
+
+    case: Case
+    grid: Grid
+    turned: Grid
+    notice: str
+
+
+def ending_of(path: Path) -> str | None:
+    """One of ENDINGS, None if it has another."""
+    return next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), None)
+
+
+def stem_of(path: Path) -> str:
+    """The name of a scan or a folder of DICOM files without an ending."""
+    ending = None if path.is_dir() else ending_of(path)
+    return path.name[: -len(ending)] if ending else path.name
+
+
+def read_scan(path: Path, prompts: RawPrompts) -> Scan:
+    """Read a file or a DICOM series, and bring it into the challenge's form.
+
+    CT is windowed, where `prompts` name a window; all else is scaled between percentiles.
+
+    Raises:
+        CaseError: It can't be used, or the prompts do not fit it.
+    """
+    import SimpleITK as sitk
+
+    try:
+        window = parse_window(prompts.window) if prompts.window else None
+        image = read_image(path)
+        grid = Grid.of(image)
+        image = sitk.DICOMOrient(image, "LPS")
+        turned = Grid.of(image)
+        values = sitk.GetArrayViewFromImage(image)  # (z, y, x)
+        if values.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in values):
+            raise ValueError("expected finite values, got nan or inf")
+        objects = tuple(
+            place(raw, number, prompts.space, grid, turned)
+            for number, raw in enumerate(prompts.objects, 1)
+        )
+        if not any(each.box or each.clicks for each in objects):
+            raise ValueError("expected a box or a click, got none")
+        if len(objects) > MAX_OBJECTS:
+            raise ValueError(f"expected at most {MAX_OBJECTS} objects, got {len(objects)}")
+        notice = ""
+        if window:
+            grey = scale_window(values, *window)
+        else:
+            grey = scale_percentiles(values)
+            if values.min() < LOOKS_LIKE_HU:
+                notice = "looks like CT in HU; a --window shows soft tissue better"
+        if not grey.any():
+            raise ValueError(f"expected voxels above the window's lower end, got none ({window})")
+    except (ValueError, RuntimeError) as error:
+        message = str(error).removeprefix(f"{path.name}: ")
+        raise CaseError(f"{path.name}: {message}") from error
+    x, y, z = turned.spacing
+    rounds = any(each.box for each in objects) + max(len(each.clicks) for each in objects)
+    return Scan(Case(path.name, grey, (z, y, x), objects, rounds), grid, turned, notice)
+
+
+def place(raw: RawObject, number: int, space: str, grid: Grid, turned: Grid) -> Prompts:
+    """Prompts as they were given -> in voxels of the turned grid.
+
+    Raises:
+        ValueError: They lie outside of the volume.
+    """
+    shape = turned.size[::-1]
+
+    def voxels(points: list) -> np.ndarray:
+        numbers = np.array(points, float)
+        if space == "voxel":
+            return turned.to_voxels(grid.to_mm(numbers))
+        mm = numbers[:, ::-1]
+        return turned.to_voxels(mm * (-1, -1, 1) if space == "ras" else mm)
+
+    box = None
+    if raw.box is not None:
+        ends = np.reshape(raw.box, (2, 3))
+        if space == "voxel":
+            if not (ends[0] < ends[1]).all() or (ends != np.rint(ends)).any():
+                raise ValueError(
+                    f"box of object {number}: expected whole numbers z0 < z1, y0 < y1, x0 < x1, "
+                    f"got {_brief(raw.box)}"
+                )
+            _check_inside(ends[0], grid, f"box of object {number}", raw.box)
+            _check_inside(ends[1] - 1, grid, f"box of object {number}", raw.box)
+            ends = ends - 0.5  # the outer edges of its voxels
+        corners = voxels([[ends[i][axis] for axis, i in enumerate(at)] for at in CORNERS])
+        edges = np.rint([corners.min(axis=0) + 0.5, corners.max(axis=0) + 0.5]).astype(int)
+        edges[1] = np.maximum(edges[1], edges[0] + 1)
+        low, high = edges.clip(0, shape)
+        if not (low < high).all():
+            raise ValueError(
+                f"box of object {number}: expected it to touch the volume, got {_brief(raw.box)} "
+                f"({space}), voxels {edges.tolist()} of {shape}"
+            )
+        (z0, y0, x0), (z1, y1, x1) = low.tolist(), high.tolist()
+        box = Box((z0, y0, x0), (z1, y1, x1), (z0 + z1 - 1) // 2)
+    clicks = []
+    for point, is_foreground in raw.clicks:
+        z, y, x = (int(i) for i in np.floor(voxels([point])[0] + 0.5 + 1e-6))
+        if not all(0 <= i < n for i, n in zip((z, y, x), shape, strict=True)):
+            raise ValueError(
+                f"click of object {number}: expected a point of the volume, got {_brief(point)} "
+                f"({space}) outside of {grid.size[::-1]} voxels (z, y, x)"
+            )
+        clicks.append(Click((z, y, x), is_foreground))
+    return Prompts(box, tuple(clicks))
+
+
+CORNERS = tuple(product((0, 1), repeat=3))
+
+
+def _check_inside(point: np.ndarray, grid: Grid, where: str, given: tuple[float, ...]) -> None:
+    shape = grid.size[::-1]
+    if (point < 0).any() or (point >= shape).any():
+        raise ValueError(f"{where}: expected it within {shape} (z, y, x), got {_brief(given)}")
+
+
+def _brief(numbers: tuple[float, ...]) -> str:
+    return ",".join(f"{number:g}" for number in numbers)
+
+
+def turned_back(seg: np.ndarray, scan: Scan) -> np.ndarray:
+    """(D, H, W) on the grid of the case -> on that of the file, by exchanging and flipping axes."""
+    to, of = (np.reshape(grid.direction, (3, 3)) for grid in (scan.grid, scan.turned))
+    cosines = (of.T @ to)[::-1, ::-1]  # of the case's axis i, the file's axis j; z, y, x
+    order = np.abs(cosines).argmax(axis=0)
+    signs = cosines[order, range(3)]
+    return np.flip(seg.transpose(order), tuple(np.flatnonzero(signs < 0).tolist()))
+
+
+def write_labels(path: Path, seg: np.ndarray, scan: Scan) -> None:
+    """Write (D, H, W) uint8 labels of a scan's case on the grid of its file, whole or not at all.
+
+    Args:
+        path: The format is that of its ending.
+        seg: As the case's image.
+        scan: As it was read.
+    """
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(turned_back(seg, scan))
+    image.SetSpacing(scan.grid.spacing)
+    image.SetOrigin(scan.grid.origin)
+    image.SetDirection(scan.grid.direction)
+    with atomic_path(path, ending_of(path) or "") as temporary:
+        try:
+            sitk.WriteImage(image, str(temporary), useCompression=True)
+            written = sitk.ReadImage(str(temporary))  # not every writer tells of a full disk
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise OSError(f"can't be written: {reason}") from error
+        done, whole = (sitk.GetArrayViewFromImage(each) for each in (written, image))
+        if not np.array_equal(done, whole):
+            raise OSError("can't be written whole; is the disk full?")
