@@ -4,22 +4,24 @@ One process, or several under torchrun, each on a GPU of its own, that share the
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from utils.convert import CT_WINDOWS, parse_window
 from utils.memory import peak_gb
-from utils.options import add_model_options, load_model
+from utils.options import CT_WINDOWS, SCAN_ENDINGS, add_model_options, load_model, parse_window
 from utils.prompt_file import add_prompt_options
-from utils.scan import ENDINGS
-from utils.source import EXPECTED, Opened, Source, find_sources
 from utils.workers import Workers
 
 # torch is imported where it is used, so that --help and messages about options come at once.
+if TYPE_CHECKING:
+    from utils.source import Opened, Source
+
 ROOT = Path(__file__).resolve().parent
 
 
@@ -48,7 +50,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--output-format",
-        choices=[ending[1:] for ending in ENDINGS],
+        choices=[ending[1:] for ending in SCAN_ENDINGS],
         help="of the labels of scans; default: as the scan, nii.gz for DICOM",
     )
     add_prompt_options(parser)
@@ -64,7 +66,7 @@ def window(text: str) -> str:
     return text
 
 
-def prepare_outputs(folder: Path, sources: list[Source]) -> None:
+def prepare_outputs(folder: Path, sources: "list[Source]") -> None:
     """Make the folder of outputs, and find out now if it can't take them.
 
     Raises:
@@ -82,8 +84,8 @@ def prepare_outputs(folder: Path, sources: list[Source]) -> None:
 
 
 def read_cases(
-    sources: Iterable[Source], outputs: Path
-) -> Iterator[tuple[Source, Opened | Exception]]:
+    sources: "Iterable[Source]", outputs: Path
+) -> "Iterator[tuple[Source, Opened | Exception]]":
     """Each case, or why it can't be read."""
     for source in sources:
         try:
@@ -98,11 +100,17 @@ def peak_memory(device_type: str) -> str:
     return f"{text}, GPU {peak_gb('cuda'):.1f} GB" if device_type == "cuda" else text
 
 
+def leave(number: int, frame: Any) -> None:
+    sys.exit(128 + number)
+
+
 def main(args: argparse.Namespace) -> int:
     """Returns the exit status: 0, 1 if a case failed, 2 if there was nothing to work with.
 
     Of several processes the first one tells whether a case failed.
     """
+    from utils.source import EXPECTED, find_sources
+
     ending = f".{args.output_format}" if args.output_format else None
     try:
         sources = find_sources(args.inputs, args.objects, args.space, args.window, ending)
@@ -163,4 +171,5 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, leave)  # what is half written goes, as with Ctrl-C
     sys.exit(main(get_args_parser().parse_args()))

@@ -26,12 +26,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils.convert import (  # noqa: E402
-    CT_WINDOWS,
     boxes_of,
     read_pair,
     scale_percentiles,
     scale_window,
 )
+from utils.options import CT_WINDOWS  # noqa: E402
 
 # The AAL regions of object 1, 2, ..., by how their names begin; "Cerebelum" is AAL's spelling.
 # No hippocampus: it runs aslant, so a box from its middle slice misses up to half of it.

@@ -22,13 +22,13 @@ sys.path.insert(0, str(ROOT))
 
 from utils.case import label_values  # noqa: E402
 from utils.convert import (  # noqa: E402
-    CT_WINDOWS,
     boxes_of,
     read_pair,
     scale_percentiles,
     scale_window,
 )
 from utils.files import atomic_write  # noqa: E402
+from utils.options import CT_WINDOWS  # noqa: E402
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -68,10 +68,15 @@ def extend(base: np.ndarray, needed: np.ndarray) -> np.ndarray:
 
     In steps, so that the ROI stands, and with it its embedding, while little changes.
     """
-    side = base[1] - base[0]
-    beyond = np.stack([base[0] - needed[0], needed[1] - base[1]]) + MARGIN * side
-    steps = np.ceil(np.maximum(beyond, 0) / (EXTENSION * side))
-    return base + np.stack([-steps[0], steps[1]]) * EXTENSION * side
+    step = EXTENSION * (base[1] - base[0])
+    bounds = base
+    while True:  # a longer side has wider voxels, by which roi_of may move it: a wider margin
+        margin = MARGIN * (bounds[1] - bounds[0])
+        beyond = np.stack([bounds[0] - needed[0], needed[1] - bounds[1]]) + margin
+        steps = np.ceil(np.maximum(beyond, 0) / step - 1e-6)
+        if not steps.any():
+            return bounds
+        bounds = bounds + np.stack([-steps[0], steps[1]]) * step
 
 
 def snap(bounds: np.ndarray, least: np.ndarray) -> np.ndarray:

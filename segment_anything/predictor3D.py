@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from segment_anything.adaptive import Answer, Mask, Prediction, Query, Request, segment_object
+from segment_anything.batches import ask_in_batches
 from segment_anything.bounds import AdaptiveSettings
 from segment_anything.modeling.sam3D import (
     MASK_THRESHOLD,
@@ -258,7 +259,8 @@ class SamPredictor3D:
         while asking:
             current = dict(asking)
             asking.clear()
-            answers = self._ask([query for _, query in current.values()])
+            queries = [query for _, query in current.values()]
+            answers = ask_in_batches(self._ask, queries, self.batch_size)
             for (i, (generator, _)), answer in zip(current.items(), answers, strict=True):
                 go_on(i, generator, answer)
         return [done[i] for i in range(len(requests))]
@@ -350,12 +352,12 @@ class Canvas:
 
     def __init__(self, shape: Index3) -> None:
         self.seg = np.zeros(shape, np.uint8)
-        self._highest = np.zeros(shape, np.float16)
+        self._highest = np.full(shape, MASK_THRESHOLD, np.float16)
 
     def paint(self, label: int, prediction: Prediction) -> None:
         """Of equal logits the first one stays."""
         logits = prediction.region_logits
         highest = self._highest[prediction.region]
-        wins = logits > np.maximum(highest, MASK_THRESHOLD)
-        highest[wins] = logits[wins]
-        self.seg[prediction.region][wins] = label
+        wins = logits > highest
+        np.copyto(highest, logits, where=wins)
+        np.copyto(self.seg[prediction.region], label, where=wins)

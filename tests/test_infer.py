@@ -116,7 +116,7 @@ def test_cases_are_not_replaced_by_their_outputs(run, write_npz, tmp_path):
 def test_empty_and_missing_inputs(run, tmp_path):
     for _ in range(2):
         status, _, err = run()
-        assert status == 2 and err.startswith("no cases: expected .npz files in ")
+        assert status == 2 and err.startswith("no cases: expected .npz cases, images (")
         (tmp_path / "inputs").mkdir(exist_ok=True)
 
 

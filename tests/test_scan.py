@@ -8,8 +8,9 @@ import pytest
 import SimpleITK as sitk
 
 from conftest import SHAPE, SPACING
-from utils.convert import CT_WINDOWS, scale_percentiles, scale_window
+from utils.convert import scale_percentiles, scale_window
 from utils.npz import CaseError
+from utils.options import CT_WINDOWS
 from utils.prompt_file import RawObject, RawPrompts, read_prompts
 from utils.scan import read_scan, write_labels
 

@@ -9,13 +9,6 @@ import numpy as np
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-# As the challenge prepares CT: (level, width) in HU.
-CT_WINDOWS = {
-    "abdomen": (40.0, 400.0),
-    "lung": (-160.0, 1500.0),
-    "brain": (40.0, 80.0),
-    "bone": (400.0, 1800.0),
-}
 PERCENTILES = (0.5, 99.5)  # of the voxels above 0, the challenge's rule for all but CT
 MAX_SHIFT = 5  # voxels by which a side of a box is moved outwards at the most
 POSITION = "0020|0032"  # DICOM's Image Position (Patient)
@@ -127,23 +120,6 @@ def scale(image: np.ndarray, low: float, high: float) -> np.ndarray:
         fraction = (plane.astype(np.float64) - low) / (high - low)
         grey[i] = np.rint(255 * fraction.clip(0, 1))
     return grey
-
-
-def parse_window(text: str) -> tuple[float, float]:
-    """A name of CT_WINDOWS, or LEVEL,WIDTH -> level and width in HU.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    if text in CT_WINDOWS:
-        return CT_WINDOWS[text]
-    try:
-        level, width = map(float, text.split(","))
-    except ValueError:
-        level, width = np.nan, np.nan
-    if not (np.isfinite(level) and 0 < width < np.inf):
-        raise ValueError(f"expected {', '.join(CT_WINDOWS)} or LEVEL,WIDTH in HU, got {text!r}")
-    return level, width
 
 
 def scale_window(image: np.ndarray, level: float, width: float) -> np.ndarray:

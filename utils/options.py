@@ -1,6 +1,7 @@
-"""The options that choose a network and how it is run, shared by the scripts, and loading it."""
+"""Options shared by the scripts: the network, how it is run, grey levels; and loading it."""
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
 POLICIES = ("baseline", "adaptive")
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULERS = ("multisteplr", "steplr", "coswarm", "linear")
+# As the challenge prepares CT: (level, width) in HU.
+CT_WINDOWS = {
+    "abdomen": (40.0, 400.0),
+    "lung": (-160.0, 1500.0),
+    "brain": (40.0, 80.0),
+    "bone": (400.0, 1800.0),
+}
+SCAN_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 CKPT_DIR = Path(__file__).resolve().parents[1] / "ckpt"
 FETCH = "python ckpt/download.py sam_med3d_turbo_cvpr_coreset"
 NO_CHECKPOINT = f"""\
@@ -31,6 +40,23 @@ def int_from(low: int, high: int) -> Callable[[str], int]:
         return int(text)
 
     return integer
+
+
+def parse_window(text: str) -> tuple[float, float]:
+    """A name of CT_WINDOWS, or LEVEL,WIDTH -> level and width in HU.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if text in CT_WINDOWS:
+        return CT_WINDOWS[text]
+    try:
+        level, width = map(float, text.split(","))
+    except ValueError:
+        level, width = math.nan, math.nan
+    if not (math.isfinite(level) and 0 < width < math.inf):
+        raise ValueError(f"expected {', '.join(CT_WINDOWS)} or LEVEL,WIDTH in HU, got {text!r}")
+    return level, width
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -1,14 +1,14 @@
 """Policies: how the prompts of a case become calls of the network, and labels again."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 
 import numpy as np
 import torch
 
 from segment_anything.adaptive import Mask, Request
+from segment_anything.batches import ask_in_batches
 from segment_anything.bounds import AdaptiveSettings
 from segment_anything.modeling.sam3D import MASK_THRESHOLD, Sam3D
 from segment_anything.predictor3D import Canvas, SamPredictor3D, autocast
@@ -90,7 +90,7 @@ def baseline_queries(case: Case, size: int, seed: int) -> Iterator[Query]:
             yield baseline_query(i + 1, point, case, size, rng)
 
 
-def predict_rois(model: Sam3D, case: Case, queries: list[Query], precision: str) -> np.ndarray:
+def predict_rois(model: Sam3D, case: Case, queries: Sequence[Query], precision: str) -> np.ndarray:
     """Run the network on a batch of queries -> (B, S, S, S) bool."""
     device, stride = model.device, model.img_size // model.mask_size
     images = torch.stack([normalise(crop_roi(case.image, query.roi)) for query in queries])
@@ -135,12 +135,15 @@ def predict_baseline(
     seg = np.zeros(case.shape, np.uint8) if case.prev_pred is None else case.prev_pred.copy()
     queries = baseline_queries(case, model.img_size, seed)
     batch_size = batch_size or (1 if model.device.type == "cpu" else 8)
-    while batch := list(islice(queries, batch_size)):
-        for query, mask_roi in zip(batch, predict_rois(model, case, batch, precision), strict=True):
-            region, mask = paste_roi(mask_roi, query.roi)
-            # The published method unites each object with its part of prev_pred and paints them in
-            # order: the highest label that claims a voxel keeps it.
-            np.maximum(seg[region], np.uint8(query.label) * mask, out=seg[region])
+
+    def ask(batch: Sequence[Query]) -> list[tuple[Query, np.ndarray]]:
+        return list(zip(batch, predict_rois(model, case, batch, precision), strict=True))
+
+    for query, mask_roi in ask_in_batches(ask, queries, batch_size):
+        region, mask = paste_roi(mask_roi, query.roi)
+        # The published method unites each object with its part of prev_pred and paints them in
+        # order: the highest label that claims a voxel keeps it.
+        np.maximum(seg[region], np.uint8(query.label) * mask, out=seg[region])
     return seg
 
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.npz import CaseError
-
+# numpy is imported where it is used, so that messages about options come at once.
 SPACES = ("voxel", "lps", "ras")
 MAX_BYTES = 16 * 2**20  # of a JSON file
 
@@ -54,6 +53,8 @@ def read_prompts(path: Path) -> RawPrompts:
         CaseError: It holds something else.
         OSError: It can't be read.
     """
+    from utils.npz import CaseError
+
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
     try:

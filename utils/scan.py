@@ -12,16 +12,16 @@ import numpy as np
 
 from segment_anything.prompts import Box, Click, Prompts
 from utils.case import MAX_OBJECTS, Case
-from utils.convert import parse_window, read_image, scale_percentiles, scale_window
+from utils.convert import read_image, scale_percentiles, scale_window
 from utils.files import atomic_path
 from utils.npz import CaseError
+from utils.options import SCAN_ENDINGS, parse_window
 from utils.prompt_file import RawObject, RawPrompts
 
 # SimpleITK is imported where it is used: .npz cases need none.
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 LOOKS_LIKE_HU = -500.0  # below that are the air and lungs of CT, and hardly anything else
 
 
@@ -67,8 +67,8 @@ class Scan:
 
 
 def ending_of(path: Path) -> str | None:
-    """One of ENDINGS, None if it has another."""
-    return next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), None)
+    """One of SCAN_ENDINGS, None if it has another."""
+    return next((ending for ending in SCAN_ENDINGS if path.name.lower().endswith(ending)), None)
 
 
 def stem_of(path: Path) -> str:

@@ -9,10 +9,11 @@ import numpy as np
 
 from utils.case import Case, read_case, write_case
 from utils.npz import CaseError
+from utils.options import SCAN_ENDINGS
 from utils.prompt_file import RawObject, RawPrompts, read_prompts
-from utils.scan import ENDINGS, ending_of, read_scan, stem_of, write_labels
+from utils.scan import ending_of, read_scan, stem_of, write_labels
 
-EXPECTED = f".npz cases, images ({' '.join(ENDINGS)}) or a DICOM series"
+EXPECTED = f".npz cases, images ({' '.join(SCAN_ENDINGS)}) or a DICOM series"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def find_sources(
         objects: Prompts of the one scan that there is, if they are not in a file.
         space: Of these.
         window: Of CT.
-        ending: One of ENDINGS, for the labels of scans; None: as the scan, .nii.gz for DICOM.
+        ending: One of SCAN_ENDINGS, for the labels of scans; None: as the scan, .nii.gz for DICOM.
 
     Raises:
         ValueError: Two of them would be written to one name, or `objects` are not for one scan.
@@ -109,7 +110,7 @@ def find_sources(
     for path in paths:
         output = path.name
         if path.suffix != ".npz":
-            output = stem_of(path) + (ending or ending_of(path) or ENDINGS[0])
+            output = stem_of(path) + (ending or ending_of(path) or SCAN_ENDINGS[0])
         sources.append(Source(path, output, prompts, window))
     if prompts and (len(sources) != 1 or sources[0].is_npz):
         what = sources[0].path.name if len(sources) == 1 else f"{len(sources)} inputs"

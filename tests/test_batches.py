@@ -1,0 +1,72 @@
+"""A GPU's memory that does not hold a batch: halves of it, with the same answers."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import SHAPE, SPACING
+from segment_anything.batches import ask_in_batches
+from segment_anything.prompts import Box, Click, Prompts
+from utils.case import Case
+from utils.policy import make_method
+
+
+class Asked:
+    """Doubles numbers, as many at a time as memory allows."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.sizes = room, []
+
+    def __call__(self, batch):
+        self.sizes.append(len(batch))
+        if len(batch) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return [2 * number for number in batch]
+
+
+def test_batches_are_full_while_there_is_memory():
+    ask = Asked(8)
+    assert list(ask_in_batches(ask, range(19), 8)) == [2 * i for i in range(19)]
+    assert ask.sizes == [8, 8, 3]
+
+
+@pytest.mark.parametrize(
+    ("room", "sizes"), [(3, [8, 4, 2, 2, 2, 2, 2, 1]), (1, [8, 4, 2, *[1] * 11])]
+)
+def test_batches_are_halved_for_good_when_memory_runs_out(room, sizes):
+    ask = Asked(room)
+    with pytest.warns(UserWarning, match="out of GPU memory: going on with batches of"):
+        assert list(ask_in_batches(ask, range(11), 8)) == [2 * i for i in range(11)]
+    assert ask.sizes == sizes
+
+
+def test_a_single_one_that_does_not_fit_is_an_error():
+    with pytest.raises(torch.OutOfMemoryError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        list(ask_in_batches(Asked(0), range(3), 2))
+
+
+@pytest.mark.parametrize("policy", ["baseline", "adaptive"])
+def test_a_case_is_segmented_in_halves_as_in_whole(policy, tiny_model, monkeypatch):
+    image = np.random.default_rng(0).integers(1, 256, SHAPE, np.uint8)
+    objects = tuple(
+        Prompts(Box((1, 2, 3), (5 + i, 9, 12), 3), (Click((4, 5 + i, 6), True),)) for i in range(5)
+    )
+    case = Case("case.npz", image, SPACING, objects, 2)
+    expected = make_method(tiny_model, policy, batch_size=1)(case)
+    decode, sizes = tiny_model.decode, []
+
+    def decode_two(embedding, *args, **kwargs):
+        masks = kwargs["mask_prompt"]
+        sizes.append(len(masks))
+        if len(masks) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return decode(embedding, *args, **kwargs)
+
+    monkeypatch.setattr(tiny_model, "decode", decode_two)
+    with pytest.warns(UserWarning, match="out of GPU memory"):
+        seg = make_method(tiny_model, policy, batch_size=4)(case)
+    np.testing.assert_array_equal(seg, expected)
+    assert max(sizes) == 4 and 2 in sizes and seg.any()
