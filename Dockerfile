@@ -3,7 +3,7 @@
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE}
 
-ENV VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
+ENV VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 MPLCONFIGDIR=/tmp/matplotlib
 WORKDIR /workspace
 COPY requirements.txt .
 RUN python3 -m venv $VIRTUAL_ENV && pip install --no-cache-dir -r requirements.txt

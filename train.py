@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segment_anything import __version__
 from utils.train_options import add_train_options
 
 # torch is imported where it is used, so that --help and messages about options come at once.
@@ -160,7 +161,8 @@ def about(args: argparse.Namespace, processes: "Processes") -> dict[str, Any]:
     except OSError:
         commit = ""
     options = options_of(args) | {"processes": processes.count}
-    ran_on = {"torch": str(torch.__version__), "device": str(processes.device), "commit": commit}
+    ran_on = {"version": __version__, "commit": commit, "torch": str(torch.__version__)}
+    ran_on["device"] = str(processes.device)
     return {"args": options, "used_datas": options["data"], "ran_on": ran_on}
 
 

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from segment_anything.modeling.sam3D import Sam3D
     from segment_anything.predictor3D import SamPredictor3D
 
+__version__ = "1.0.0"  # the one place
+
 __all__ = ["Sam3D", "SamPredictor3D", "sam_model_registry3D"]
 
 _MODULES = {

@@ -213,12 +213,14 @@ def test_scans_that_cannot_be_used(tmp_path):
     [
         (
             prompts(box=(2.0, 3, 4, 11, 6, 16)),
-            r"box of object 1: expected it within \(10, 14, 18\)",
+            "box of object 1: expected it within the volume, 10 x 14 x 18 voxels",
         ),
         (prompts(box=(2.0, 3, 4, 2, 6, 16)), "box of object 1: expected whole numbers z0 < z1"),
         (prompts(box=(2.5, 3, 4, 4, 6, 16)), "box of object 1: expected whole numbers"),
         (prompts(clicks=[((3.0, 14.0, 2.0), True)]), "click of object 1: expected a point of the"),
         (prompts(clicks=[((-0.6, 4.0, 2.0), True)]), "click of object 1: expected a point of the"),
+        (prompts(clicks=[((1e300, 4.0, 2.0), True)]), "click of object 1: expected a point of the"),
+        (prompts(box=(9e307,) * 3 + (1e308,) * 3, space="ras"), "box of object 1: expected it to"),
         (prompts(box=None, clicks=()), "expected a box or a click, got none"),
         (RawPrompts((RawObject(BOX),) * 256), "expected at most 255 objects, got 256"),
     ],

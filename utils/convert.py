@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 PERCENTILES = (0.5, 99.5)  # of the voxels above 0, the challenge's rule for all but CT
 MAX_SHIFT = 5  # voxels by which a side of a box is moved outwards at the most
+LPS = "LPS"  # a growing index leads to the left, back and head
 POSITION = "0020|0032"  # DICOM's Image Position (Patient)
 STEP_TOLERANCE = 0.05  # of the distance of slices
 GEOMETRY_TOLERANCE = 1e-3  # of a voxel, and of a direction's cosines, between image and labels
@@ -75,9 +76,18 @@ def read_oriented(path: Path) -> "sitk.Image":
     Raises:
         ValueError: It is not an image, or not one 3D volume.
     """
+    return turned_to_lps(read_image(path))
+
+
+def turned_to_lps(image: "sitk.Image") -> "sitk.Image":
+    """By exchanging and flipping axes; the image itself if there is nothing to turn."""
     import SimpleITK as sitk
 
-    return sitk.DICOMOrient(read_image(path), "LPS")
+    turn = sitk.DICOMOrientImageFilter()
+    if turn.GetOrientationFromDirectionCosines(image.GetDirection()) == LPS:
+        return image
+    turn.SetDesiredCoordinateOrientation(LPS)
+    return turn.Execute(image)
 
 
 def read_pair(

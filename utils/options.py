@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segment_anything import __version__
 from utils.published import SMALL, find_checkpoint
 
 # torch is imported where it is used, so that --help and messages about options come at once.
@@ -60,6 +61,7 @@ def parse_window(text: str) -> tuple[float, float]:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--version", action="version", version=f"SAM-Med3D {__version__}")
     parser.add_argument(
         "--checkpoint", type=Path, help="default: the best of those found in ckpt/ (see README)"
     )

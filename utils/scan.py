@@ -3,6 +3,7 @@
 Inside, a scan is turned to LPS, as the challenge's cases are; its labels are turned back.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from segment_anything.prompts import Box, Click, Prompts
 from utils.case import MAX_OBJECTS, Case
-from utils.convert import read_image, scale_percentiles, scale_window
+from utils.convert import read_image, scale_percentiles, scale_window, turned_to_lps
 from utils.files import atomic_path
 from utils.npz import CaseError
 from utils.options import SCAN_ENDINGS, parse_window
@@ -91,7 +92,7 @@ def read_scan(path: Path, prompts: RawPrompts) -> Scan:
         window = parse_window(prompts.window) if prompts.window else None
         image = read_image(path)
         grid = Grid.of(image)
-        image = sitk.DICOMOrient(image, "LPS")
+        image = turned_to_lps(image)
         turned = Grid.of(image)
         values = sitk.GetArrayViewFromImage(image)  # (z, y, x)
         if values.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in values):
@@ -127,57 +128,55 @@ def place(raw: RawObject, number: int, space: str, grid: Grid, turned: Grid) -> 
     Raises:
         ValueError: They lie outside of the volume.
     """
-    shape = turned.size[::-1]
-
-    def voxels(points: list) -> np.ndarray:
-        numbers = np.array(points, float)
-        if space == "voxel":
-            return turned.to_voxels(grid.to_mm(numbers))
-        mm = numbers[:, ::-1]
-        return turned.to_voxels(mm * (-1, -1, 1) if space == "ras" else mm)
-
     box = None
     if raw.box is not None:
-        ends = np.reshape(raw.box, (2, 3))
-        if space == "voxel":
-            if not (ends[0] < ends[1]).all() or (ends != np.rint(ends)).any():
-                raise ValueError(
-                    f"box of object {number}: expected whole numbers z0 < z1, y0 < y1, x0 < x1, "
-                    f"got {_brief(raw.box)}"
-                )
-            _check_inside(ends[0], grid, f"box of object {number}", raw.box)
-            _check_inside(ends[1] - 1, grid, f"box of object {number}", raw.box)
-            ends = ends - 0.5  # the outer edges of its voxels
-        corners = voxels([[ends[i][axis] for axis, i in enumerate(at)] for at in CORNERS])
-        edges = np.rint([corners.min(axis=0) + 0.5, corners.max(axis=0) + 0.5]).astype(int)
-        edges[1] = np.maximum(edges[1], edges[0] + 1)
-        low, high = edges.clip(0, shape)
-        if not (low < high).all():
-            raise ValueError(
-                f"box of object {number}: expected it to touch the volume, got {_brief(raw.box)} "
-                f"({space}), voxels {edges.tolist()} of {shape}"
-            )
-        (z0, y0, x0), (z1, y1, x1) = low.tolist(), high.tolist()
-        box = Box((z0, y0, x0), (z1, y1, x1), (z0 + z1 - 1) // 2)
+        try:
+            box = _place_box(raw.box, space, grid, turned)
+        except ValueError as error:
+            raise ValueError(f"box of object {number}: {error}, got {_brief(raw.box)}") from error
     clicks = []
     for point, is_foreground in raw.clicks:
-        z, y, x = (int(i) for i in np.floor(voxels([point])[0] + 0.5 + 1e-6))
-        if not all(0 <= i < n for i, n in zip((z, y, x), shape, strict=True)):
+        voxel = np.floor(_voxels([point], space, grid, turned)[0] + 0.5 + 1e-6)
+        if (voxel < 0).any() or (voxel >= turned.size[::-1]).any():
             raise ValueError(
-                f"click of object {number}: expected a point of the volume, got {_brief(point)} "
-                f"({space}) outside of {grid.size[::-1]} voxels (z, y, x)"
+                f"click of object {number}: expected a point of the volume, {_size(grid)}, got "
+                f"{_brief(point)} ({space})"
             )
+        z, y, x = voxel.astype(int).tolist()
         clicks.append(Click((z, y, x), is_foreground))
     return Prompts(box, tuple(clicks))
 
 
-CORNERS = tuple(product((0, 1), repeat=3))
+def _place_box(given: tuple[float, ...], space: str, grid: Grid, turned: Grid) -> Box:
+    """Raises ValueError with what was expected."""
+    ends = np.reshape(given, (2, 3))
+    if space == "voxel":
+        if not (ends[0] < ends[1]).all() or (ends != np.rint(ends)).any():
+            raise ValueError("expected whole numbers z0 < z1, y0 < y1, x0 < x1")
+        if (ends[0] < 0).any() or (ends[1] > grid.size[::-1]).any():
+            raise ValueError(f"expected it within the volume, {_size(grid)}")
+        ends = ends - 0.5  # the outer edges of its voxels
+    corners = [[ends[i, axis] for axis, i in enumerate(at)] for at in product((0, 1), repeat=3)]
+    voxels = _voxels(corners, space, grid, turned)
+    edges = np.rint([voxels.min(axis=0) + 0.5, voxels.max(axis=0) + 0.5])
+    edges[1] = np.maximum(edges[1], edges[0] + 1)  # at least one voxel
+    low, high = edges.clip(0, turned.size[::-1])
+    if not (low < high).all():
+        raise ValueError(f"expected it to touch the volume, {_size(grid)}")
+    (z0, y0, x0), (z1, y1, x1) = low.astype(int).tolist(), high.astype(int).tolist()
+    return Box((z0, y0, x0), (z1, y1, x1), (z0 + z1 - 1) // 2)
 
 
-def _check_inside(point: np.ndarray, grid: Grid, where: str, given: tuple[float, ...]) -> None:
-    shape = grid.size[::-1]
-    if (point < 0).any() or (point >= shape).any():
-        raise ValueError(f"{where}: expected it within {shape} (z, y, x), got {_brief(given)}")
+def _voxels(points: Sequence[Sequence[float]], space: str, grid: Grid, turned: Grid) -> np.ndarray:
+    """(N, 3) points (z, y, x) in their space -> in voxels of the turned grid."""
+    given = np.array(points, float)
+    if space == "voxel":
+        return turned.to_voxels(grid.to_mm(given))
+    return turned.to_voxels(given[:, ::-1] * ((-1, -1, 1) if space == "ras" else (1, 1, 1)))
+
+
+def _size(grid: Grid) -> str:
+    return f"{' x '.join(map(str, grid.size[::-1]))} voxels (z, y, x)"
 
 
 def _brief(numbers: tuple[float, ...]) -> str:
