@@ -16,7 +16,7 @@ PUBLISHED: dict[str, str | None] = {
 
 # The one that comes with the repository; ckpt/README.md is its model card.
 SMALL = "sam_med3d_small.safetensors"
-SMALL_SHA256 = "3b3b7bd16ba2de147537224f7d00bb14054f8f8e732354091170afaffaa926f2"
+SMALL_SHA256 = "7820887f9a04c2d17d7ef74e1d0d8b2770e3cec4546942a50b174c30138841ce"
 
 # What is used of a folder without --checkpoint: the first of these that exists. Those fine-tuned
 # on the challenge's data come first, the one that comes with the repository last.
