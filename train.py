@@ -111,9 +111,20 @@ def build_state(
         model, model_type, model_args, optimizer, scheduler, scaler, policy, settings
     )
     if content is not None:
+        check_method(args, content.get("args"))
         resume(state, content)
         check_resumed(args, state, content.get("args"), processes.count)
     return state
+
+
+def check_method(args: argparse.Namespace, saved: Any) -> None:
+    """Raises ValueError if the saved options are those of another recipe or optimizer."""
+    if not isinstance(saved, dict):  # of the original
+        return
+    for name, before in (("recipe", "published"), ("optimizer", "adamw")):
+        was, now = saved.get(name, before), getattr(args, name)
+        if was != now:
+            raise ValueError(f"--resume: the run is of --{name} {was}, got {now}")
 
 
 def check_resumed(args: argparse.Namespace, state: "TrainState", saved: Any, count: int) -> None:
@@ -126,10 +137,6 @@ def check_resumed(args: argparse.Namespace, state: "TrainState", saved: Any, cou
         )
     if not isinstance(saved, dict):  # of the original
         return
-    if (recipe := saved.get("recipe", "published")) != args.recipe:
-        raise ValueError(f"--resume: the run is of --recipe {recipe}, got {args.recipe}")
-    if (optimizer := saved.get("optimizer", "adamw")) != args.optimizer:
-        raise ValueError(f"--resume: the run is of --optimizer {optimizer}, got {args.optimizer}")
     now = options_of(args) | {"processes": count}
     saved = {"synthetic": 0} | saved  # of a run before there was such an option
     for key in ("batch_size", "accumulation_steps", "seed", "processes", "min_voxels", "synthetic"):

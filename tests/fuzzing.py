@@ -89,14 +89,14 @@ OPCODES = st.one_of(
 def edited(whole: bytes, rng: random.Random) -> bytes:
     """Bytes changed, lost, repeated and added at some places."""
     content = bytearray(whole)
-    for _ in range(rng.randint(1, 6)):
+    for _ in range(rng.randint(1, 4)):
         i = rng.randrange(len(content) + 1)
-        match rng.randrange(4):
-            case 0 if i < len(content):
+        match rng.randrange(8):
+            case 0 | 1 | 2 | 3 | 4 if i < len(content):
                 content[i] = rng.randrange(256)
-            case 1:
+            case 5:
                 del content[i : i + rng.randint(1, 64)]
-            case 2:
+            case 6:
                 j = rng.randrange(len(content) + 1)
                 content[i:i] = content[j : j + rng.randint(1, 64)]
             case _:

@@ -407,5 +407,5 @@ def test_where_no_mask_is_to_be_corrected_the_first_round_has_the_prompts_alone(
         return decode(embedding, points, mask_prompt=mask_prompt)
 
     monkeypatch.setattr(loop.model, "decode", record)
-    loop(batch.image, batch.truth, batch.draws, *batch.start)
-    assert counts == [2, 3, 4, 5, 6]
+    loop(batch.image, batch.truth, batch.draws, *batch.start, {0})
+    assert counts == [2, 3, 4, 5, 6, 7]

@@ -40,5 +40,5 @@ def test_any_file_is_a_case_or_refused(watch, tmp_path):
 
     try_some()
     assert len(outcomes) > 1000
-    assert 0.01 < sum(outcomes) / len(outcomes) < 0.9
+    assert 10 < sum(outcomes) < 0.9 * len(outcomes)
     assert peak_gb() - before < MAX_GROWTH_GB

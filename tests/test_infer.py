@@ -348,7 +348,7 @@ def test_reading_overlaps_computing(run, write_npz, monkeypatch):
     """The second case is read while the first is computed."""
     write_npz("a.npz"), write_npz("b.npz")
     events = []
-    from utils import case, policy
+    from utils import policy, source
 
     def read(path):
         events.append(f"read {path.name}")
@@ -361,7 +361,7 @@ def test_reading_overlaps_computing(run, write_npz, monkeypatch):
         events.append(f"predict {case.name}")
         return predict_baseline(model, case, **options)
 
-    monkeypatch.setattr(case, "read_case", read)
+    monkeypatch.setattr(source, "read_case", read)
     monkeypatch.setattr(policy, "predict_baseline", predict)
     assert run()[0] == 0
     assert events == ["read a.npz", "read b.npz", "predict a.npz", "predict b.npz"]

@@ -2,13 +2,14 @@
 
 import itertools
 import json
+import locale
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from conftest import SHAPE, SPACING
-from utils.convert import scale_percentiles, scale_window
+from utils.convert import kept_locale, scale_percentiles, scale_window
 from utils.npz import CaseError
 from utils.options import CT_WINDOWS
 from utils.prompt_file import RawObject, RawPrompts, read_prompts
@@ -156,7 +157,8 @@ def write_series(folder, values=VALUES, direction=IDENTITY, uid="1.2.3", skip=()
         for key, value in tags.items():
             plane.SetMetaData(key, value)
         writer.SetFileName(str(folder / f"{uid}_{len(values) - i:03d}.dcm"))
-        writer.Execute(plane)
+        with kept_locale():
+            writer.Execute(plane)
     return folder
 
 
@@ -174,6 +176,12 @@ def test_a_dicom_series_is_read_with_its_rescaling_and_geometry(tmp_path):
         write_labels(tmp_path / "labels.nii.gz", scan.case.image, scan)
         labels = sitk.ReadImage(tmp_path / "labels.nii.gz")
         assert labels.IsSameImageGeometryAs(image_of(direction=direction), 1e-4, 1e-4)
+
+
+def test_reading_dicom_leaves_the_locale_alone(tmp_path):
+    before = locale.setlocale(locale.LC_ALL)
+    read_scan(write_series(tmp_path / "series"), prompts())
+    assert locale.setlocale(locale.LC_ALL) == before
 
 
 def test_a_series_with_a_gap_two_series_and_none(tmp_path):

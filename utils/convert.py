@@ -1,5 +1,8 @@
 """Images as people have them -> as the challenge has them: orientation, grey levels, boxes."""
 
+import locale
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +41,16 @@ def read_image(path: Path) -> "sitk.Image":
     return image
 
 
+@contextmanager
+def kept_locale() -> Iterator[None]:
+    """GDCM, which reads DICOM for ITK, leaves the process with the locale C, without UTF-8."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+
+
 def read_series(folder: Path) -> "sitk.Image":
     """The DICOM series in a folder, its slices in order.
 
@@ -45,6 +58,11 @@ def read_series(folder: Path) -> "sitk.Image":
         ValueError: It holds none or several, or slices are missing.
         RuntimeError: A file can't be read.
     """
+    with kept_locale():
+        return _read_series(folder)
+
+
+def _read_series(folder: Path) -> "sitk.Image":
     import SimpleITK as sitk
 
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
