@@ -3,7 +3,6 @@
 import io
 import pickle
 import random
-import resource
 import sys
 import time
 import zipfile
@@ -192,7 +191,3 @@ def check_file(path: Path, content: bytes, watch: Watch) -> bool:
     assert not watch.seen, watch.seen
     assert time.perf_counter() - start < MAX_SECONDS
     return is_case
-
-
-def peak_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -5,7 +5,8 @@ import os
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from fuzzing import MAX_GROWTH_GB, WHOLE, Watch, check_file, files, peak_gb
+from fuzzing import MAX_GROWTH_GB, WHOLE, Watch, check_file, files
+from utils.memory import peak_gb
 
 
 @pytest.fixture(scope="module")

@@ -58,13 +58,14 @@ def draw_plane(
         origin="upper" if axis == 0 else "lower",  # the head is up
         interpolation="nearest",
     )
+    true = np.zeros_like(found) if truth is None else np.take(truth, at, axis=axis)
+    present = {*np.unique(found).tolist(), *np.unique(true).tolist()}
     for label, prompts in enumerate(case.objects, 1):
-        if truth is not None:
-            _outline(axes, np.take(truth, at, axis=axis) == label, "white", "--", 0.8)
-        _outline(
-            axes, found == label, colour_of(label), "-", 0.8 if shown not in (0, label) else 1.6
-        )
-        if shown in (0, label):
+        is_shown = shown in (0, label)
+        if label in present:
+            _outline(axes, true == label, "white", "--", 0.8)
+            _outline(axes, found == label, colour_of(label), "-", 1.6 if is_shown else 0.8)
+        if is_shown:
             _draw_box(axes, prompts, axis, at, colour_of(label))
     axes.set(xticks=[], yticks=[], facecolor="black")
 
