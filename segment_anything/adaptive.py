@@ -8,6 +8,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from segment_anything.bounds import (
     EXTENSION,
@@ -103,13 +104,14 @@ class Prediction:
 
     @property
     def kept(self) -> Mask:
-        return Mask(self.region, self.region_logits > MASK_THRESHOLD)
+        # Float16 is slow in NumPy.
+        return Mask(self.region, (torch.from_numpy(self.region_logits) > MASK_THRESHOLD).numpy())
 
     @property
     def mask(self) -> np.ndarray:
         """(D, H, W) bool"""
         mask = np.zeros(self.shape, bool)
-        mask[self.region] = self.region_logits > MASK_THRESHOLD
+        mask[self.region] = self.kept.inside
         return mask
 
     @property
@@ -249,7 +251,8 @@ def assemble(patches: Sequence[Patch], shape: Index3, iou: float) -> Prediction:
         for first, last, n in zip(low, high, shape, strict=True)
     )
     positions = [np.arange(part.start, part.stop, dtype=float) for part in (z, y, x)]
-    return Prediction(shape, (z, y, x), render(patches, positions).astype(np.float16), iou)
+    logits = torch.from_numpy(render(patches, positions)).half().numpy()  # slow in NumPy
+    return Prediction(shape, (z, y, x), logits, iou)
 
 
 def _positive_bounds(patch: Patch) -> np.ndarray | None:

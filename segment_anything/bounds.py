@@ -46,7 +46,7 @@ class AdaptiveSettings:
 
 
 def bounds_of(mask: np.ndarray) -> np.ndarray | None:
-    """Of the True voxels of a (D, H, W) bool array, None if there are none."""
+    """Of the voxels of a (D, H, W) array that are not 0 or False, None if there are none."""
     planes = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
     if not len(planes[0]):
         return None

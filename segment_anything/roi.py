@@ -135,7 +135,9 @@ def sample_linear(image: np.ndarray, positions: Sequence[np.ndarray]) -> Tensor:
     for axis, (pair, _) in enumerate(weights):
         rows, pair[:] = np.unique(pair, return_inverse=True)  # read each slice once
         x = x.index_select(axis, torch.from_numpy(rows))
-    for axis, ((low, high), fraction) in enumerate(weights):
+    # Axes that grow come after the others, the first axis last: then whole slices are copied.
+    for axis in sorted(range(3), key=lambda i: (len(positions[i]) > x.shape[i], -i)):
+        (low, high), fraction = weights[axis]
         below = x.index_select(axis, torch.from_numpy(low)).float()
         if fraction.any():
             above = x.index_select(axis, torch.from_numpy(high)).float()

@@ -9,7 +9,7 @@ import torch
 
 from segment_anything.adaptive import Mask, Request
 from segment_anything.batches import ask_in_batches
-from segment_anything.bounds import AdaptiveSettings
+from segment_anything.bounds import AdaptiveSettings, bounds_of
 from segment_anything.modeling.sam3D import MASK_THRESHOLD, Sam3D
 from segment_anything.predictor3D import Canvas, SamPredictor3D, autocast
 from segment_anything.prompts import Index3, Prompts
@@ -170,13 +170,23 @@ def previous_masks(case: Case) -> list[Mask | None]:
     """Each object in prev_pred; None where it is not."""
     from scipy import ndimage
 
-    if case.prev_pred is None:
+    bounds = None if case.prev_pred is None else bounds_of(case.prev_pred)
+    if case.prev_pred is None or bounds is None:
         return [None] * len(case.objects)
-    regions = ndimage.find_objects(case.prev_pred, max_label=len(case.objects))
-    return [
-        None if region is None else Mask(region, case.prev_pred[region] == label)
-        for label, region in enumerate(regions, 1)
-    ]
+    # Most of a volume is background, which find_objects would look through slowly.
+    starts = bounds[0].astype(int).tolist()
+    labels = case.prev_pred[tuple(map(slice, starts, bounds[1].astype(int)))]
+    masks: list[Mask | None] = []
+    for label, found in enumerate(ndimage.find_objects(labels, max_label=len(case.objects)), 1):
+        if found is None:
+            masks.append(None)
+            continue
+        z, y, x = (
+            slice(part.start + start, part.stop + start)
+            for part, start in zip(found, starts, strict=True)
+        )
+        masks.append(Mask((z, y, x), labels[found] == label))
+    return masks
 
 
 def make_method(

@@ -56,6 +56,14 @@ class Doubling3D(nn.Module):
         return interleave(self.linear(x.movedim(1, -1)).movedim(-1, 1))
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """The layout that convolutions are fastest in, on CPUs and GPUs.
+
+    Convolutions of few channels leave it on CPUs, and then what follows mixes layouts.
+    """
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
 def interleave(x: Tensor) -> Tensor:
     """(B, 8 C, D, H, W) -> (B, C, 2 D, 2 H, 2 W): the channels are the voxels of each voxel."""
     parts = x.movedim(1, -1).unflatten(-1, (2, 2, 2, -1))
@@ -114,8 +122,8 @@ class HybridImageEncoder3D(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, x: Tensor) -> Pyramid:
-        # Channels last are what the convolutions of CPUs and GPUs are fastest on.
-        fine = self.stem(x.contiguous(memory_format=torch.channels_last_3d))
+        embed, block = self.stem
+        fine = block(channels_last(embed(x)))
         middle = self.middle(fine)
         coarse = self.coarse(middle) + self.pos_embed.movedim(-1, 1)
         return fine, middle, attend(self.blocks, coarse)
@@ -242,8 +250,7 @@ class HybridMaskDecoder3D(nn.Module):
             Logits (B, 1, 8 G, 8 G, 8 G) and predicted IoU (B, 1).
         """
         fine, middle, coarse = image_embeddings
-        drawn = dense_prompt_embeddings.contiguous(memory_format=torch.channels_last_3d)
-        prompt_fine = self.prompt_fine(drawn)
+        prompt_fine = channels_last(self.prompt_fine(dense_prompt_embeddings))
         prompt_middle = self.prompt_middle(F.gelu(prompt_fine))
         prompt_coarse = self.prompt_coarse(F.gelu(prompt_middle))
         x = attend(self.blocks, coarse + prompt_coarse + image_pe)
