@@ -334,8 +334,9 @@ def main(args: argparse.Namespace) -> int:
             show_gpus(args.gpu_ids)
         if args.val_cases and not any(args.val_cases.rglob("*.npz")):
             raise ValueError(f"--val_cases {args.val_cases}: expected .npz files, got none")
-        if args.synthetic and args.recipe != "adaptive":
-            raise ValueError(f"--synthetic: expected --recipe adaptive, got {args.recipe}")
+        for name in ("synthetic", "roi_factor", "roi_spacing"):
+            if getattr(args, name) and args.recipe != "adaptive":
+                raise ValueError(f"--{name}: expected --recipe adaptive, got {args.recipe}")
         if latest.exists() and not args.resume:
             raise ValueError(
                 f"{folder} holds a run: go on with --resume, or give another --task_name"

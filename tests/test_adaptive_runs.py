@@ -1,0 +1,115 @@
+"""Whole runs of the adaptive recipe."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import TINY_HYBRID, case_arrays
+from segment_anything import sam_model_registry3D
+from segment_anything.bounds import AdaptiveSettings
+from test_adaptive_training import SPACING, volumes, write_cases
+from test_train import content_of, numbers, train
+from train import check_resumed, get_args_parser, options_of
+from utils.checkpoint import read_checkpoint, settings_of
+from utils.prepared import write_prepared
+
+OPTIONS = ("--recipe=adaptive", "--others_lr=1", "--synthetic=2", "--optimizer=muon")
+OPTIONS += ("--roi_factor=1.6",)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("ckpt") / "tiny.pth"
+    model = sam_model_registry3D["hybrid_s"](**TINY_HYBRID)
+    content = {"model_type": "hybrid_s", "model_args": TINY_HYBRID}
+    torch.save(content | {"model_state_dict": model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, weights):
+    folder = tmp_path_factory.mktemp("work")
+    val = folder / "val/MR/MR_Some"
+    val.mkdir(parents=True)
+    gts = np.zeros(case_arrays()["imgs"].shape, np.uint8)
+    gts[2:7, 3:9, 4:11], gts[:3, :, 9:] = 1, 2
+    np.savez_compressed(val / "case.npz", **case_arrays(gts=gts))
+    data = write_cases(folder / "data", 3)
+    result = train(weights, data, folder, *OPTIONS, "--val_cases", str(val))
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_a_checkpoint_says_how_it_is_to_be_used(finished):
+    checkpoint = read_checkpoint(finished / "run/sam_model_latest.pth")
+    assert checkpoint.policy == "adaptive" and checkpoint.model_type == "hybrid_s"
+    assert settings_of(checkpoint) == AdaptiveSettings(roi_factor=1.6)
+    assert checkpoint.model_args["img_size"] == 32 and checkpoint.policy_args == {
+        "roi_factor": 1.6,
+        "roi_spacing": 1.5,
+        "normalisation": "zscore",
+    }
+    assert 0 <= content_of(finished)["log"][-1]["val_DSC_Final"] <= 1
+
+
+def test_a_run_goes_on_to_the_same_losses_with_its_settings(finished, weights, tmp_path):
+    """Without their options; and a run that begins from its weights has them, too."""
+    data = finished / "data"
+    assert train(weights, data, tmp_path, *OPTIONS, "--num_epochs=1").returncode == 0
+    plain = (*OPTIONS[:-1], "--num_epochs=2")
+    result = train(weights, data, tmp_path, *plain, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert numbers(tmp_path) == numbers(finished)
+    assert content_of(tmp_path)["policy_args"]["roi_factor"] == 1.6
+    begun = finished / "run/sam_model_latest.pth"
+    result = train(begun, data, tmp_path / "more", *plain, "--roi_spacing=2")
+    assert result.returncode == 0, result.stderr
+    checkpoint = read_checkpoint(tmp_path / "more/run/sam_model_latest.pth")
+    assert settings_of(checkpoint) == AdaptiveSettings(1.6, 2.0)
+
+
+def test_a_run_of_another_recipe_is_not_resumed(finished, weights):
+    result = train(weights, finished / "data", finished, "--resume")
+    assert result.returncode == 2 and "the run is of --recipe adaptive" in result.stderr
+    result = train(weights, finished / "data", finished, "--recipe=adaptive", "--resume")
+    assert result.returncode == 2 and "the run is of --optimizer muon" in result.stderr
+
+
+def test_other_samples_do_not_go_on_within_an_epoch():
+    parse = get_args_parser().parse_args
+    saved = options_of(parse(["--recipe=adaptive"])) | {"processes": 1}
+    model = SimpleNamespace(img_size=32)
+    state = SimpleNamespace(model=model, model_type="hybrid_s", progress=SimpleNamespace(step=3))
+    check_resumed(parse(["--recipe=adaptive"]), state, saved, 1)
+    for content in (saved, {k: v for k, v in saved.items() if k != "synthetic"}):
+        with pytest.raises(ValueError, match="within an epoch of synthetic 0"):
+            check_resumed(parse(["--recipe=adaptive", "--synthetic=4"]), state, content, 1)
+
+
+@pytest.mark.parametrize("option", ["synthetic", "roi_factor", "roi_spacing"])
+def test_its_options_need_the_adaptive_recipe(option, weights, finished, tmp_path):
+    result = train(weights, finished / "data", tmp_path, f"--{option}=2")
+    assert result.returncode == 2
+    assert f"--{option}: expected --recipe adaptive, got published" in result.stderr
+
+
+def test_two_processes_train_as_one_with_the_double_batch(weights, tmp_path):
+    data = write_cases(tmp_path / "data", 3)
+    one, two = tmp_path / "one", tmp_path / "two"
+    result = train(weights, data, one, *OPTIONS, "--batch_size=2")
+    assert result.returncode == 0, result.stderr
+    result = train(weights, data, two, *OPTIONS, "--multi_gpu", "--gpu_ids", "0", "1")
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_allclose(numbers(two), numbers(one), rtol=1e-4)
+
+
+def test_cases_prepared_for_the_published_recipe_stop_a_run(weights, tmp_path):
+    """Cases of the published recipe are refused, with what to do."""
+    image, gts = volumes()
+    (tmp_path / "data").mkdir()
+    write_prepared(tmp_path / "data/a.npz", image, gts, SPACING, b"")
+    result = train(weights, tmp_path / "data", tmp_path, *OPTIONS)
+    assert result.returncode == 1 and "prepared with --native" in result.stderr
