@@ -4,6 +4,7 @@ One process, or several under torchrun, each on a GPU of its own, that share the
 """
 
 import argparse
+import io
 import signal
 import sys
 import tempfile
@@ -11,15 +12,17 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from utils.memory import peak_gb
 from utils.options import CT_WINDOWS, SCAN_ENDINGS, add_model_options, load_model, parse_window
-from utils.prompt_file import add_prompt_options
+from utils.prompt_file import add_prompt_options, join_negative
 from utils.workers import Workers
 
 # torch is imported where it is used, so that --help and messages about options come at once.
 if TYPE_CHECKING:
+    import numpy as np
+
     from utils.source import Opened, Source
 
 ROOT = Path(__file__).resolve().parent
@@ -73,8 +76,9 @@ def prepare_outputs(folder: Path, sources: "list[Source]") -> None:
         OSError: It can't be made or written.
         ValueError: Outputs would replace the cases.
     """
-    if folder.resolve() == sources[0].path.parent.resolve():
-        raise ValueError(f"--outputs {folder}: holds the cases themselves, expected another folder")
+    for path in (source.path for source in sources):
+        if folder.resolve() in (path.parent.resolve(), path.resolve().parent, path.resolve()):
+            raise ValueError(f"--outputs {folder}: holds {path.name} itself, expected another one")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -94,6 +98,16 @@ def read_cases(
             yield source, error
 
 
+def not_found(seg: "np.ndarray", count: int) -> list[int]:
+    """The objects without a voxel in (D, H, W) labels."""
+    import numpy as np
+
+    is_found = np.zeros(256, bool)
+    for plane in seg:
+        is_found[plane[plane > 0]] = True
+    return [label for label in range(1, count + 1) if not is_found[label]]
+
+
 def peak_memory(device_type: str) -> str:
     """Of this process so far, and of the GPU."""
     text = f"{peak_gb():.1f} GB"
@@ -109,16 +123,13 @@ def main(args: argparse.Namespace) -> int:
 
     Of several processes the first one tells whether a case failed.
     """
-    from utils.source import EXPECTED, find_sources
+    from utils.source import find_sources
 
     ending = f".{args.output_format}" if args.output_format else None
     try:
         sources = find_sources(args.inputs, args.objects, args.space, args.window, ending)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
-        return 2
-    if not sources:
-        print(f"no cases: expected {EXPECTED} in {args.inputs}", file=sys.stderr)
         return 2
     from prefetch_generator import BackgroundGenerator
     from tqdm import tqdm
@@ -148,16 +159,20 @@ def main(args: argparse.Namespace) -> int:
             seg = segment(case)
             opened.write(seg)
             if args.preview:
-                write_preview(args.outputs / f"{source.stem}.png", case, seg)
+                write_preview(args.outputs / f"{source.stem}.png", case, seg, opened.axes)
         except Exception as error:  # a case that fails does not stop the others
             failed.append(name)
             if not isinstance(error, CaseError):  # its message says all, and names the case
                 bar.write(traceback.format_exc(), file=sys.stderr, end="")
             where = "" if isinstance(error, CaseError) else f"{name}: "
-            bar.write(f"FAILED {where}{error}", file=sys.stderr)
+            stale = args.outputs / source.output
+            note = f" ({stale.name} in --outputs is of an earlier run)" if stale.exists() else ""
+            bar.write(f"FAILED {where}{error}{note}", file=sys.stderr)
             continue
         if opened.notice:
             bar.write(f"{name}: {opened.notice}")
+        if missing := not_found(seg, len(case.objects)):
+            bar.write(f"{name}: nothing found of object {', '.join(map(str, missing))}")
         bar.write(
             f"{name}: objects {len(case.objects)}, rounds of prompts {case.rounds}, "
             f"{time.perf_counter() - start:.1f} s, peak memory {peak_memory(model.device.type)}"
@@ -172,4 +187,6 @@ def main(args: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, leave)  # what is half written goes, as with Ctrl-C
-    sys.exit(main(get_args_parser().parse_args()))
+    for stream in (sys.stdout, sys.stderr):
+        cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")  # of file names
+    sys.exit(main(get_args_parser().parse_args(join_negative(sys.argv[1:]))))

@@ -149,6 +149,20 @@ def check_resumed(args: argparse.Namespace, state: "TrainState", saved: Any, cou
         state.progress.best_dice = 0.0  # of validation, or of training: not to be compared
 
 
+def check_val_cases(folder: Path) -> None:
+    """Raises ValueError if no case in it has gts; those that have none are named when played."""
+    from utils.case import CaseError, read_geometry
+
+    why = f"expected .npz files in {folder}"
+    for path in sorted(folder.rglob("*.npz")):
+        try:
+            read_geometry(path)
+            return
+        except (CaseError, OSError) as error:
+            why = str(error)
+    raise ValueError(f"--val_cases {folder}: expected cases with gts, got none: {why}")
+
+
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """The options as plain values."""
     from utils.data_paths import img_datas
@@ -332,8 +346,8 @@ def main(args: argparse.Namespace) -> int:
     try:
         if args.gpu_ids:  # before CUDA is used
             show_gpus(args.gpu_ids)
-        if args.val_cases and not any(args.val_cases.rglob("*.npz")):
-            raise ValueError(f"--val_cases {args.val_cases}: expected .npz files, got none")
+        if args.val_cases:
+            check_val_cases(args.val_cases)
         for name in ("synthetic", "roi_factor", "roi_spacing"):
             if getattr(args, name) and args.recipe != "adaptive":
                 raise ValueError(f"--{name}: expected --recipe adaptive, got {args.recipe}")

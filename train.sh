@@ -5,7 +5,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")" && pwd)
 requirements=requirements.txt
-modules="torch monai prefetch_generator tqdm matplotlib"
+modules="torch safetensors monai scipy edt prefetch_generator tqdm matplotlib"
 . "$root/utils/environment.sh"
 
 options=(
@@ -13,7 +13,6 @@ options=(
     --checkpoint "$root/ckpt/sam_med3d_turbo_bbox_init.pth"
     --work_dir "$root/work_dir"
     --model_type vit_b_ori
-    --img_size 128
     --num_epochs 200
     --batch_size 6
     --accumulation_steps 20

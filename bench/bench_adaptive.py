@@ -125,7 +125,7 @@ def nuclei(count: int):
     objects = []
     for region in ndimage.find_objects(truth, max_label=count):
         low, high = zip(*((part.start, part.stop) for part in region), strict=True)
-        objects.append(Prompts(Box(low, high, (low[0] + high[0] - 1) // 2)))
+        objects.append(Prompts(Box(low, high)))
     case = Case("nuclei.npz", image, (1.0, 1.0, 1.0), tuple(objects), 1)
     return LabelledCase(case, truth, tuple(range(1, count + 1)))
 

@@ -37,7 +37,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--input", type=Path, required=True, help="folder of the nnU-Net data set")
     parser.add_argument("--output", type=Path, required=True, help="folder for the cases")
-    parser.add_argument("--modality", required=True, help="CT, MR, PET, US, Microscopy")
+    parser.add_argument(
+        "--modality",
+        required=True,
+        choices=("CT", "MR", "PET", "US", "Microscopy"),
+        help="CT, in HU, is windowed; others are scaled between percentiles",
+    )
     parser.add_argument("--dataset", required=True, help="name for the data set")
     parser.add_argument("--channel", type=int, default=0, help="of images with several")
     parser.add_argument(

@@ -187,9 +187,11 @@ def main(args: argparse.Namespace) -> int:
     tasks, failed = plan_all(paths, args)
     needed = sum(task.size for task in tasks)
     free = shutil.disk_usage(args.output).free
+    replaced = sum(task.target.exists() for task in tasks)
+    note = f" ({replaced} in place of ones made of other files or options)" if replaced else ""
     print(
         f"{len(paths)} cases: {len(paths) - len(tasks) - len(failed)} are there, {len(failed)} "
-        f"can't be used, {len(tasks)} to do, which take at most {needed / 1e9:.1f} GB of the "
+        f"can't be used, {len(tasks)} to do{note}, which take at most {needed / 1e9:.1f} GB of the "
         f"{free / 1e9:.1f} GB free in {args.output}",
         flush=True,
     )

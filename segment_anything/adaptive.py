@@ -194,7 +194,7 @@ def segment_object(
         mask_size: Voxels along the side of the network's masks; divides `size`.
         settings: Of the checkpoint.
     """
-    prompts, previous, stride = request.prompts, request.previous, size // mask_size
+    prompts, previous, stride = request.prompts.newest, request.previous, size // mask_size
     kept = previous.bounds if previous is not None else None
     bounds = choose_bounds(prompts, kept, size, shape, spacing, settings)
     is_asked = prompts.box is not None or len(prompts.clicks) > 0

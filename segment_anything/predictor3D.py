@@ -199,9 +199,8 @@ class SamPredictor3D:
                 )
             z, y, x = (slice(0, n) for n in self.shape)
             previous = Mask((z, y, x), mask)
-        new = {click.point for click in added}
-        held = tuple(click for click in prompts.clicks if click.point not in new)
-        prompts = Prompts(prompts.box if box is None else self._box(box), held + added)
+        box = prompts.box if box is None else self._box(box)
+        prompts = Prompts(box, prompts.clicks + added).newest
         (prediction,) = self.segment([Request(prompts, previous)])
         self._objects[obj] = [*steps[-MAX_UNDO:], _Step(prompts, prediction)]
         return prediction
@@ -325,12 +324,10 @@ class SamPredictor3D:
         rounded = np.floor(voxels)
         if (rounded != voxels).any() or (rounded < 0).any() or (rounded >= self.shape).any():
             raise ValueError(f"expected voxels (z, y, x) of {self.shape}, got {voxels.tolist()}")
-        clicks: dict[Index3, Click] = {}
-        for (z, y, x), kind in zip(voxels.tolist(), kinds.tolist(), strict=True):
-            point = (int(z), int(y), int(x))
-            clicks.pop(point, None)
-            clicks[point] = Click(point, kind == 1)
-        return tuple(clicks.values())
+        return tuple(
+            Click((int(z), int(y), int(x)), kind == 1)
+            for (z, y, x), kind in zip(voxels.tolist(), kinds.tolist(), strict=True)
+        )
 
     def _box(self, box: Any) -> Box:
         edges = np.asarray(box)
@@ -340,7 +337,7 @@ class SamPredictor3D:
         ordered = zip((z0, y0, x0), (z1, y1, x1), self.shape, strict=True)
         if not all(0 <= low < high <= n for low, high, n in ordered):
             raise ValueError(f"expected a box that is not empty, within {self.shape}, got {box}")
-        return Box((z0, y0, x0), (z1, y1, x1), (z0 + z1 - 1) // 2)
+        return Box((z0, y0, x0), (z1, y1, x1))
 
 
 class Canvas:

@@ -1,6 +1,6 @@
 """What a user says about an object: a box and clicks, in voxels of the original volume."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Index3 = tuple[int, int, int]
 Region = tuple[slice, slice, slice]
@@ -10,12 +10,12 @@ Region = tuple[slice, slice, slice]
 class Box:
     """A half-open region [start, stop) in (z, y, x).
 
-    z is exact; y and x come from slice `z_mid` alone, so the object may be wider elsewhere.
+    The challenge's are exact along z alone: y and x come from the object's middle slice, so it may
+    be wider elsewhere.
     """
 
     start: Index3
     stop: Index3
-    z_mid: int
 
 
 @dataclass(frozen=True)
@@ -39,3 +39,12 @@ class Prompts:
     box: Box | None = None
     clicks: tuple[Click, ...] = ()
     is_right: bool = False
+
+    @property
+    def newest(self) -> "Prompts":
+        """Of several clicks on a voxel the last one alone."""
+        newest: dict[Index3, Click] = {}
+        for click in self.clicks:
+            newest.pop(click.point, None)
+            newest[click.point] = click
+        return replace(self, clicks=tuple(newest.values()))

@@ -3,6 +3,7 @@
 No volume is ever resampled beyond the ROI.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,13 +80,17 @@ def resampled_range(start: int, stop: int, step: float, n: int) -> tuple[int, in
     """
     size = resampled_shape((n, n, n), (step, step, step))[0]
     # Nearest means position + 0.5 rounded down: start <= (i + 0.5) * step < stop.
-    inside = np.arange(size)
-    nearest = (inside + 0.5) * step
-    inside = inside[(start <= nearest) & (nearest < min(stop, n))]
-    if len(inside):
-        return int(inside[0]), int(inside[-1]) + 1
+    first, last = _first_from(start, step), min(_first_from(min(stop, n), step), size)
+    if first < last:
+        return first, last
     middle = min(int((start + stop) / 2 / step), size - 1)
     return middle, middle + 1
+
+
+def _first_from(edge: int, step: float) -> int:
+    """The lowest i >= 0 with (i + 0.5) * step >= edge, whichever way edge / step is rounded."""
+    guess = max(math.ceil(edge / step - 0.5), 0)
+    return next((i for i in (guess - 1, guess) if i >= 0 and (i + 0.5) * step >= edge), guess + 1)
 
 
 def crop_roi(image: np.ndarray, roi: Roi) -> Tensor:

@@ -30,7 +30,7 @@ def bounds_for(prompts, kept=None, shape=VOLUME, spacing=THICK, settings=SETTING
 
 
 def box_of(start, stop):
-    return Box(start, stop, (start[0] + stop[0] - 1) // 2)
+    return Box(start, stop)
 
 
 BOX = box_of((20, 30, 40), (30, 50, 80))
@@ -317,7 +317,7 @@ def test_without_anything_to_ask_the_mask_stays():
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (20.0, 1.0, 0.3)])
 def test_odd_shapes(shape, spacing):
     corners = [(0, 0, 0), tuple(n - 1 for n in shape)]
-    whole = Prompts(Box((0, 0, 0), shape, 0))
+    whole = Prompts(Box((0, 0, 0), shape))
     for prompts in (whole, *(Prompts(None, (Click(p, True),)) for p in corners)):
         prediction = Oracle(np.ones(shape, bool)).play(prompts, spacing=spacing)
         assert prediction.mask.shape == shape

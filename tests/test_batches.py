@@ -52,7 +52,7 @@ def test_a_single_one_that_does_not_fit_is_an_error():
 def test_a_case_is_segmented_in_halves_as_in_whole(policy, tiny_model, monkeypatch):
     image = np.random.default_rng(0).integers(1, 256, SHAPE, np.uint8)
     objects = tuple(
-        Prompts(Box((1, 2, 3), (5 + i, 9, 12), 3), (Click((4, 5 + i, 6), True),)) for i in range(5)
+        Prompts(Box((1, 2, 3), (5 + i, 9, 12)), (Click((4, 5 + i, 6), True),)) for i in range(5)
     )
     case = Case("case.npz", image, SPACING, objects, 2)
     expected = make_method(tiny_model, policy, batch_size=1)(case)

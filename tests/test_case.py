@@ -30,7 +30,7 @@ def test_spacing_becomes_z_y_x_and_boxes_half_open(write_npz):
     case = read_case(write_npz())
     assert case.name == "case.npz" and case.shape == SHAPE and case.rounds == 1
     assert case.spacing == (3.0, 1.0, 0.5)  # stored (0.5, 1.0, 3.0)
-    assert case.objects[0].box == Box((2, 3, 4), (7, 9, 11), 4)
+    assert case.objects[0].box == Box((2, 3, 4), (7, 9, 11))
     assert case.prev_pred is None
 
 
@@ -162,7 +162,10 @@ BAD = {
         dict(clicks=clicks_of(CLICK, CLICK), clicks_order=as_objects([["fg"]])),
         "one entry per object in each list",
     ),
-    "numeric boxes": (dict(boxes=np.zeros((2, 6))), "boxes: expected an array of objects"),
+    "numeric boxes": (
+        dict(boxes=np.zeros((2, 6))),
+        "boxes: expected an array of one dict or list per object",
+    ),
     "one box": (dict(boxes=np.array(BOXES[0], object)), "boxes: expected one entry per object"),
     "list as box": (dict(boxes=as_objects([[1], [2]])), "box of object 1: expected a dict"),
     "box keys missing": (dict(boxes=box_with(z_mid_x_max=None)), r"missing \['z_mid_x_max'\]"),
@@ -426,7 +429,7 @@ def test_objects_are_numbered_in_the_order_of_their_labels(labels, dtype, write_
     np.testing.assert_array_equal(found.truth, gts(*numbers))
     assert found.truth.dtype == np.uint8 and found.labels == tuple(sorted(labels))
     assert found.case.prev_pred is None and found.case.rounds == 1
-    assert found.case.objects[0].box == Box((2, 3, 4), (7, 9, 11), 4)
+    assert found.case.objects[0].box == Box((2, 3, 4), (7, 9, 11))
 
 
 def test_a_labelled_case_may_have_neither_boxes_nor_clicks(write_npz):

@@ -17,7 +17,7 @@ def case_of(*clicks, has_box=True):
     truth = ((z - 6) / 5) ** 2 + ((y - 18) / 11) ** 2 + ((x - 20) / 13) ** 2 <= 1
     other = ((z - 6) / 4) ** 2 + ((y - 20) / 8) ** 2 + ((x - 38) / 8) ** 2 <= 1
     image = np.random.default_rng(0).normal(60, 8, SHAPE) + 120 * truth + 50 * (other & ~truth)
-    box = Box((1, 7, 7), (12, 30, 34), 6) if has_box else None
+    box = Box((1, 7, 7), (12, 30, 34)) if has_box else None
     image = image.clip(0, 255).astype(np.uint8)
     return Case("a.npz", image, SPACING, (Prompts(box, clicks), Prompts()), 1), truth
 

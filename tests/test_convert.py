@@ -56,7 +56,7 @@ def test_any_orientation_becomes_lps(tmp_path, orientation, labels):
     np.testing.assert_array_equal(labelled.truth == 2, seg == 4)
     assert labelled.case.spacing == pytest.approx(SPACING) and labelled.labels == (1, 4)
     box = labelled.case.objects[0].box
-    assert (box.start[0], box.stop[0], box.z_mid) == (2, 5, 3)
+    assert (box.start[0], box.stop[0]) == (2, 5)
     assert box.start[1] <= 3 and 8 <= box.stop[1] and box.start[2] <= 1 and 6 <= box.stop[2]
 
 
@@ -103,7 +103,7 @@ def test_bad_pairs_are_named_and_the_others_go_on(tmp_path, capsys):
     lines = capsys.readouterr()
     assert "1 cases in" in lines.out and "4 failed" in lines.out
     for name, reason in (
-        ("alone", "alone_0000.nii.gz: expected an image"),
+        ("alone", "alone_0000.nii.gz: expected an image, there is no such file"),
         ("empty", "empty.nii.gz: expected labels, got none"),
         ("halves", "halves.nii.gz: expected whole numbers as labels"),
         ("shifted", "shifted.nii.gz: expected the grid of shifted_0000.nii.gz, size 13, 11, 9"),

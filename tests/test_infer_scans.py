@@ -52,7 +52,8 @@ def test_a_folder_of_cases_scans_and_series(run, tmp_path):
     ]
     assert err.splitlines() == [
         "FAILED lone.mha: expected prompts in lone.json beside it, or as --box and --click",
-        "1 of 5 cases failed: lone.mha",
+        "FAILED without: expected prompts in without.json beside it, or as --box and --click",
+        "2 of 6 cases failed: lone.mha, without",
     ]
     assert "a.nii.gz: objects 2, rounds of prompts 3, " in out
     of_a, of_b = (sitk.ReadImage(tmp_path / "outputs" / name) for name in ("a.nii.gz", "b.nrrd"))
@@ -93,7 +94,10 @@ def test_what_is_not_clear_is_refused_at_once(run, tmp_path):
     assert status == 2 and "scan.nii.gz and scan.nrrd would be written to one name" in err
     shutil.move(folder / "scan.nrrd", folder / "other.nrrd")
     status, _, err = run("--click=1,2,3,1")
-    assert status == 2 and "--box, --click: expected one scan, no .npz case, got 2 inputs" in err
+    assert (
+        status == 2
+        and "--box, --click: expected one scan, no .npz case, got other.nrrd, scan.nii.gz" in err
+    )
     np.savez_compressed(folder / "case.npz", **case_arrays())
     status, _, err = run("--click=1,2,3,1", "--inputs", str(folder / "case.npz"))
     assert status == 2 and "got case.npz" in err and not (tmp_path / "outputs").exists()
@@ -125,7 +129,7 @@ def case_of(*objects: Prompts) -> tuple[Case, np.ndarray]:
 
 
 def test_planes_cross_the_object_and_show_all_of_it_and_its_prompts():
-    case, seg = case_of(Prompts(Box((2, 4, 4), (7, 12, 16), 4), (Click((9, 13, 17), False),)))
+    case, seg = case_of(Prompts(Box((2, 4, 4), (7, 12, 16)), (Click((9, 13, 17), False),)))
     region = (slice(3, 6), slice(5, 11), slice(6, 15))
     centre, (low, high) = shown_region(case, seg, 1, region)
     assert seg[centre] == 1
@@ -142,7 +146,7 @@ def test_an_object_that_was_not_found_is_shown_where_it_was_asked_for():
 
 @pytest.mark.parametrize("count", [1, 5, 40])
 def test_a_preview_has_three_planes_for_each_object(count, tmp_path):
-    case, seg = case_of(*[Prompts(Box((2, 4, 4), (7, 12, 16), 4))] * count)
+    case, seg = case_of(*[Prompts(Box((2, 4, 4), (7, 12, 16)))] * count)
     figure = draw_preview(case, seg)
     assert sum(bool(axes.images) for axes in figure.axes) == 3 * count
     lines = [collection for axes in figure.axes[:3] for collection in axes.collections]

@@ -43,7 +43,7 @@ def prompted(draw):
     if draw(st.booleans()):
         a, b = voxel(), voxel()
         start, stop = (tuple(f(i, j) for i, j in zip(a, b, strict=True)) for f in (min, max))
-        box = Box(start, tuple(i + 1 for i in stop), (start[0] + stop[0]) // 2)
+        box = Box(start, tuple(i + 1 for i in stop))
     clicks = [
         Click(voxel(), draw(st.booleans())) for _ in range(draw(st.integers(int(box is None), 3)))
     ]
@@ -131,7 +131,7 @@ def test_the_published_roi_holds_what_it_is_centred_on(volume, data):
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2000, 1, 1), (1, 40, 1), (2000, 3, 2)])
 def test_everything_is_a_prompt_of_such_a_volume(shape):
-    prompts = Prompts(Box((0, 0, 0), shape, shape[0] // 2))
+    prompts = Prompts(Box((0, 0, 0), shape))
     bounds = choose_bounds(prompts, None, SIZE, shape, (20.0, 1.0, 1.0), AdaptiveSettings())
     roi = roi_of(bounds, SIZE, 2, shape)
     assert crop_roi_nearest(np.ones(shape, np.uint8), roi).any()

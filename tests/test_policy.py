@@ -72,7 +72,7 @@ def test_every_decision_equals_the_original_at_fine_spacing(shared, model_withou
     check_golden(shared / "parity" / "infer", "fine_spacing_large", model_without_box)
 
 
-BOX = Box((2, 3, 4), (7, 10, 11), 4)
+BOX = Box((2, 3, 4), (7, 10, 11))
 FG, BG = Click((1, 2, 3), True), Click((4, 5, 6), False)
 
 
@@ -184,7 +184,7 @@ def test_prev_pred_is_united_and_objects_are_painted_in_order(tiny_model):
 
 
 def test_same_seed_same_output_for_any_batch_size(tiny_model):
-    case = make_case(Prompts(BOX), Prompts(None, (FG,)), Prompts(Box((0, 0, 0), (3, 9, 9), 1)))
+    case = make_case(Prompts(BOX), Prompts(None, (FG,)), Prompts(Box((0, 0, 0), (3, 9, 9))))
     one_by_one = predict_baseline(tiny_model, case, seed=3, batch_size=1)
     np.testing.assert_array_equal(
         one_by_one, predict_baseline(tiny_model, case, seed=3, batch_size=3)

@@ -156,7 +156,7 @@ def test_a_volume_of_any_strides(predictor, image):
 def test_an_object_that_is_right_stays_as_it_is_whatever_others_claim(tiny_hybrid, image):
     prev_pred = np.zeros(SHAPE, np.uint8)
     prev_pred[3:6, 4:9, 5:12] = 1
-    box = Box((2, 3, 4), (8, 11, 14), 4)
+    box = Box((2, 3, 4), (8, 11, 14))
     right = Prompts(box, (Click((4, 5, 6), True),), is_right=True)
     other = Prompts(box, (Click((4, 5, 6), True),))
     case = Case("case.npz", image, SPACING, (right, other), 2, prev_pred)
@@ -188,7 +188,7 @@ def test_a_case_is_the_same_in_any_batch_size_and_as_the_predictor_says(name, re
     prev_pred = np.zeros(SHAPE, np.uint8)
     prev_pred[3:6, 4:9, 5:12], prev_pred[0:2, 9:14, 0:4] = 1, 3
     objects = (
-        Prompts(Box((2, 3, 4), (8, 11, 14), 4), (Click((4, 5, 6), True),)),
+        Prompts(Box((2, 3, 4), (8, 11, 14)), (Click((4, 5, 6), True),)),
         Prompts(None, (Click((7, 8, 9), True),)),
         Prompts(None, (Click((1, 2, 3), False),)),
         Prompts(),
@@ -211,7 +211,7 @@ def test_rounds_on_one_image_keep_its_embeddings(tiny_hybrid, image, contented, 
     calls, encode = [], tiny_hybrid.encode
     monkeypatch.setattr(tiny_hybrid, "encode", lambda x: calls.append(len(x)) or encode(x))
     segment = make_method(tiny_hybrid, "adaptive")
-    prompts = Prompts(Box((2, 3, 4), (8, 11, 14), 4))
+    prompts = Prompts(Box((2, 3, 4), (8, 11, 14)))
     first = segment(Case("a.npz", image, SPACING, (prompts,), 1))
     z, y, x = np.argwhere(first)[0].tolist()
     clicked = Prompts(prompts.box, (Click((z, y, x), True),))

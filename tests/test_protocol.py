@@ -23,7 +23,7 @@ def labelled(*regions, with_boxes: bool = True) -> LabelledCase:
     objects = []
     for label, region in enumerate(regions, 1):
         truth[region] = label
-        box = Box(tuple(s.start for s in region), tuple(s.stop for s in region), region[0].start)
+        box = Box(tuple(s.start for s in region), tuple(s.stop for s in region))
         objects.append(Prompts(box if with_boxes else None))
     image = np.ones(SHAPE, np.uint8)
     case = Case("case.npz", image, SPACING, tuple(objects), int(with_boxes))

@@ -13,7 +13,7 @@ from utils.convert import kept_locale, scale_percentiles, scale_window
 from utils.npz import CaseError
 from utils.options import CT_WINDOWS
 from utils.prompt_file import RawObject, RawPrompts, read_prompts
-from utils.scan import read_scan, write_labels
+from utils.scan import read_scan, turned_back, write_labels
 
 VALUES = np.random.default_rng(0).integers(1, 900, SHAPE).astype(np.int16)
 VOXEL = (3, 4, 15)
@@ -111,9 +111,36 @@ def test_a_box_in_millimetres_may_reach_beyond_the_volume_but_has_to_touch_it(tm
     everything = (-500.0,) * 3 + (500.0,) * 3
     box = read_scan(path, prompts(box=everything, clicks=(), space="lps")).case.objects[0].box
     assert (box.start, box.stop) == ((0, 0, 0), SHAPE)
+    notices = read_scan(path, prompts(box=everything, clicks=(), space="lps")).notices
+    assert notices == ("the box of object 1 reaches beyond the volume, and was cut",)
     aside = (100.0, 100.0, 100.0, 120.0, 120.0, 120.0)
     with pytest.raises(CaseError, match=r"scan.nii: box of object 1: expected it to touch"):
         read_scan(path, prompts(box=aside, clicks=(), space="lps"))
+
+
+def test_numbers_between_voxels_are_rounded_upwards_in_the_file_and_in_mm(tmp_path):
+    for direction in (IDENTITY, -IDENTITY):
+        written(tmp_path / "scan.nrrd", direction=direction)
+        given = prompts(box=None, clicks=[((3.5, 4.0, 2.5), True)])
+        (click,) = read_scan(tmp_path / "scan.nrrd", given).case.objects[0].clicks
+        expected = np.array([4, 4, 3])
+        if direction is not IDENTITY:
+            expected = np.array(SHAPE) - 1 - expected
+        np.testing.assert_array_equal(click.point, expected)
+    sitk.WriteImage(sitk.GetImageFromArray(VALUES), str(tmp_path / "unit.nrrd"))
+    for first in (1.0, 2.0):  # edges in the middle of voxels
+        given = prompts(box=(first,) * 3 + (first + 4,) * 3, clicks=(), space="lps")
+        box = read_scan(tmp_path / "unit.nrrd", given).case.objects[0].box
+        assert (box.start, box.stop) == ((first + 1,) * 3, (first + 5,) * 3)
+
+
+def test_axes_of_the_file_along_those_of_the_case(tmp_path):
+    direction = np.array([[0.0, 0, -1], [1, 0, 0], [0, 1, 0]])  # x leads back, y up, z right
+    scan = read_scan(written(tmp_path / "scan.nii", direction=direction), prompts())
+    assert scan.axes == (("y", False), ("x", False), ("z", True))
+    volume = np.zeros(scan.case.shape, np.uint8)
+    volume[2, 3, 1] = 1  # y 2, x 3, z the second from its end
+    assert np.argwhere(turned_back(volume, scan)).tolist() == [[SHAPE[0] - 2, 2, 3]]
 
 
 def test_windows_and_percentiles_are_the_challenges(tmp_path):
@@ -122,10 +149,10 @@ def test_windows_and_percentiles_are_the_challenges(tmp_path):
     for window, level_width in (("bone", CT_WINDOWS["bone"]), ("10,250", (10, 250))):
         scan = read_scan(path, prompts(window=window))
         np.testing.assert_array_equal(scan.case.image, scale_window(hu, *level_width))
-        assert scan.notice == ""
+        assert scan.notices == ()
     scan = read_scan(path, prompts())
     np.testing.assert_array_equal(scan.case.image, scale_percentiles(hu))
-    assert "looks like CT in HU" in scan.notice
+    assert "looks like CT in HU" in scan.notices[0]
     with pytest.raises(CaseError, match="expected abdomen, lung, brain, bone or LEVEL,WIDTH"):
         read_scan(path, prompts(window="liver"))
 
@@ -190,15 +217,47 @@ def test_a_series_with_a_gap_two_series_and_none(tmp_path):
     write_series(tmp_path / "two")
     with pytest.raises(CaseError, match="two: expected the files of one DICOM series, got 1.2.3"):
         read_scan(write_series(tmp_path / "two", uid="1.2.4"), prompts())
+    cut = write_series(tmp_path / "cut")
+    last = min(cut.iterdir())  # GDCM would leave it aside
+    for content in (last.read_bytes()[:200], b""):
+        last.write_bytes(content)
+        with pytest.raises(CaseError, match=f"expected whole files of one series, got {last.name}"):
+            read_scan(cut, prompts())
     (tmp_path / "none").mkdir()
     with pytest.raises(CaseError, match="none: expected the files of one DICOM series, got none"):
         read_scan(tmp_path / "none", prompts())
 
 
+def retag(path, tag, value):
+    """Change a tag of a DICOM file."""
+    with kept_locale():
+        image = sitk.ReadImage(str(path))
+        image.SetMetaData(tag, value)
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(path))
+        writer.Execute(image)
+
+
+def test_slices_of_a_series_that_differ_or_drift(tmp_path):
+    turned = write_series(tmp_path / "turned")
+    retag(sorted(turned.iterdir())[2], "0020|0037", r"0\1\0\1\0\0")
+    with pytest.raises(CaseError, match="turned: expected slices of one orientation and spacing"):
+        read_scan(turned, prompts())
+    tilted = write_series(tmp_path / "tilted")
+    for i, path in enumerate(sorted(tilted.iterdir(), reverse=True)):  # 0.1 mm a slice of 3 mm
+        position = (-70.5, 30.25 + 0.1 * i, 11 + SPACING[0] * i)
+        retag(path, "0020|0032", "\\".join(f"{mm:.4f}" for mm in position))
+    with pytest.raises(CaseError, match="tilted: expected slices at equal distances"):
+        read_scan(tilted, prompts())
+
+
 def test_scans_that_cannot_be_used(tmp_path):
     broken = tmp_path / "broken.nii.gz"
     broken.write_bytes(b"\x1f\x8b no image")
-    with pytest.raises(CaseError, match="broken.nii.gz: expected an image: "):
+    with pytest.raises(
+        CaseError, match="broken.nii.gz: expected a whole file, got one that is cut off"
+    ):
         read_scan(broken, prompts())
     sitk.WriteImage(sitk.Image([4, 5, 6, 2], sitk.sitkInt16), str(tmp_path / "4d.nii"))
     with pytest.raises(CaseError, match=r"4d.nii: expected one 3D volume, got size \(4, 5, 6, 2\)"):
@@ -253,6 +312,22 @@ def test_labels_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch):
     assert not list((tmp_path / "outputs").iterdir())
 
 
+def test_labels_are_not_left_on_another_grid(tmp_path, monkeypatch):
+    scan = read_scan(written(tmp_path / "scan.nii"), prompts())
+    (tmp_path / "outputs").mkdir()
+    write = sitk.WriteImage
+
+    def write_elsewhere(image, path, **options):
+        moved = sitk.Image(image)
+        moved.SetOrigin((0, 0, 1))
+        write(moved, path, **options)
+
+    monkeypatch.setattr(sitk, "WriteImage", write_elsewhere)
+    with pytest.raises(OSError, match=r"\.nii\.gz can't hold its grid"):
+        write_labels(tmp_path / "outputs/labels.nii.gz", np.ones(SHAPE, np.uint8), scan)
+    assert not list((tmp_path / "outputs").iterdir())
+
+
 def test_a_prompt_file(tmp_path):
     path = tmp_path / "scan.json"
     content = {
@@ -268,7 +343,7 @@ def test_a_prompt_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "Expecting property name"),
+        ("{", "expected JSON: Expecting property name"),
         ("[" * 100_000, "maximum recursion depth"),
         ("[]", "the file: expected a JSON object, got list"),
         ('{"objects": [], "spaces": "lps"}', "the file: expected the keys objects, space, window"),
@@ -280,6 +355,8 @@ def test_a_prompt_file(tmp_path):
         ('{"objects": [{"clicks": [[1, 2, 3]]}]}', "click of object 1: expected 4 numbers"),
         ('{"objects": [{"clicks": [[1, 2, 3, 2]]}]}', "click of object 1: expected 1 .* got 2"),
         ('{"objects": [{"clicks": 3}]}', "clicks of object 1: expected a list, got 3"),
+        ('{"objects": [{"box": null, "box": 3}]}', "expected each key once, got box, box"),
+        ('{"objects": [{"clicks": [[1, 2, 3, ' + 400 * "9" + "]]}]}", "int too large to convert"),
         ('{"objects": [3]}', "object 1: expected a JSON object, got int"),
     ],
 )

@@ -252,7 +252,10 @@ def test_a_loss_that_is_not_finite_stops_with_the_cases(weights, tmp_path):
     ("options", "message"),
     [
         (["--checkpoint", "nowhere.pth"], "python ckpt/download.py nowhere"),
-        (["--val_cases", "nowhere"], "--val_cases nowhere: expected .npz files, got none"),
+        (
+            ["--val_cases", "nowhere"],
+            "--val_cases nowhere: expected cases with gts, got none: expected .npz files",
+        ),
         (["--data", "nowhere"], "no training data: expected cases made by"),
         (["--img_size", "64"], "tensors do not fit the network"),
         (["--model_type", "vit_x"], "expected a model_type of default, hybrid_s, vit_b_ori"),

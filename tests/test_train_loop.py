@@ -190,7 +190,7 @@ def labelled_case(path: Path) -> LabelledCase:
     image, gts = (np.array(volume) for volume in map_volumes(path))
     inside = np.argwhere(gts == 1)
     start, stop = inside.min(axis=0), inside.max(axis=0) + 1
-    box = Box(tuple(start.tolist()), tuple(stop.tolist()), int(start[0] + stop[0]) // 2)
+    box = Box(tuple(start.tolist()), tuple(stop.tolist()))
     return LabelledCase(Case(path.name, image, (1.5,) * 3, (Prompts(box),), 1), gts, (1,))
 
 

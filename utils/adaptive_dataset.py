@@ -245,7 +245,7 @@ def challenge_box(gts: np.ndarray, label: int, whole: np.ndarray, rng: np.random
         below, above = rng.integers(0, reach + 1, 2)
         edges.append((max(int(low - below), 0), min(int(high + above), gts.shape[2 - axis])))
     (ya, yb), (xa, xb) = edges
-    return Box((z0, ya, xa), (z1, yb, xb), z_mid)
+    return Box((z0, ya, xa), (z1, yb, xb))
 
 
 def jitter(bounds: np.ndarray, rng: np.random.Generator) -> np.ndarray:

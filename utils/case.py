@@ -369,7 +369,7 @@ def _check_box(entry: Any, label: int, shape: tuple[int, ...]) -> Box:
             )
     if not z_min <= z_mid <= z_max:
         raise CaseError(f"box of object {label}: expected z_mid in {z_min}..{z_max}, got {z_mid}")
-    return Box((z_min, y_min, x_min), (z_max + 1, y_max + 1, x_max + 1), z_mid)
+    return Box((z_min, y_min, x_min), (z_max + 1, y_max + 1, x_max + 1))
 
 
 def _check_clicks(entry: Any, order: Any, label: int, shape: tuple[int, ...]) -> tuple[Click, ...]:

@@ -204,7 +204,7 @@ def build_model(checkpoint: Checkpoint) -> Sam3D:
 
 
 def check_tensors(
-    name: str, expected: Mapping[str, Tensor], actual: Mapping[str, Tensor], shown: int = 8
+    name: str, expected: Mapping[str, Tensor], actual: Mapping[str, Tensor], shown: int = 3
 ) -> None:
     """Raise a CheckpointError that names the tensors that are missing, too many or misshapen."""
     problems = {

@@ -1,12 +1,16 @@
 """Images as people have them -> as the challenge has them: orientation, grey levels, boxes."""
 
 import locale
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from utils.image_header import check_header, is_dicom
+from utils.npz import MAX_VOLUME_BYTES
 
 # SimpleITK is imported where it is used: training on prepared cases needs none.
 if TYPE_CHECKING:
@@ -16,7 +20,8 @@ PERCENTILES = (0.5, 99.5)  # of the voxels above 0, the challenge's rule for all
 MAX_SHIFT = 5  # voxels by which a side of a box is moved outwards at the most
 LPS = "LPS"  # a growing index leads to the left, back and head
 POSITION = "0020|0032"  # DICOM's Image Position (Patient)
-STEP_TOLERANCE = 0.05  # of the distance of slices
+ALIKE = ("0020|0037", "0028|0030")  # of all slices: Image Orientation (Patient), Pixel Spacing
+STEP_TOLERANCE = 0.25  # of the distance of slices, by which one may lie off its place
 GEOMETRY_TOLERANCE = 1e-3  # of a voxel, and of a direction's cosines, between image and labels
 
 
@@ -26,19 +31,45 @@ def read_image(path: Path) -> "sitk.Image":
     Raises:
         ValueError: It is not an image, or not one 3D volume.
     """
-    import SimpleITK as sitk
-
     try:
-        image = read_series(path) if path.is_dir() else sitk.ReadImage(str(path))
+        image = read_series(path) if path.is_dir() else _read_file(path)
+        _check_volume(image)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path.name}: expected an image, there is no such file") from error
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"{path.name}: expected an image: {reason}") from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise ValueError(
-            f"{path.name}: expected one 3D volume, got size {image.GetSize()} with "
-            f"{image.GetNumberOfComponentsPerPixel()} values per voxel"
-        )
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
     return image
+
+
+def _check_volume(image: "sitk.Image") -> None:
+    values, kind = image.GetNumberOfComponentsPerPixel(), image.GetPixelIDTypeAsString()
+    if image.GetDimension() != 3 or values != 1 or "complex" in kind:
+        raise ValueError(
+            f"expected one 3D volume, got size {image.GetSize()} with {values} values per voxel, "
+            f"{kind}"
+        )
+    cosines = np.reshape(image.GetDirection(), (3, 3))
+    if not (np.abs(cosines.T @ cosines - np.eye(3)) < GEOMETRY_TOLERANCE).all():
+        raise ValueError("expected axes at right angles, got a sheared grid")
+
+
+def _read_file(path: Path) -> "sitk.Image":
+    """Raises ValueError, or RuntimeError if ITK can't read it."""
+    import SimpleITK as sitk
+
+    check_header(path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    one = sitk.Image([1, 1], reader.GetPixelID(), reader.GetNumberOfComponents())
+    values = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
+    size = values * one.GetSizeOfPixelComponent()
+    if size > MAX_VOLUME_BYTES:
+        raise ValueError(f"expected at most {MAX_VOLUME_BYTES} bytes, got {size}")
+    return reader.Execute()
 
 
 @contextmanager
@@ -68,21 +99,31 @@ def _read_series(folder: Path) -> "sitk.Image":
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         names = ", ".join(series) or "none"
-        raise ValueError(f"{folder.name}: expected the files of one DICOM series, got {names}")
+        raise ValueError(f"expected the files of one DICOM series, got {names}; a folder for each")
     reader = sitk.ImageSeriesReader()
     files = reader.GetGDCMSeriesFileNames(str(folder), series[0])
+    # GDCM leaves what it can't read aside.
+    others = {path.name for path in folder.iterdir()} - {Path(file).name for file in files}
+    for path in (folder / name for name in sorted(others - {"DICOMDIR"})):
+        if path.is_file() and (path.stat().st_size == 0 or is_dicom(path)):
+            raise ValueError(f"expected whole files of one series, got {path.name}")
     reader.SetFileNames(files)
     reader.MetaDataDictionaryArrayUpdateOn()
     image = reader.Execute()
     slices = range(len(files))
+    for tag in ALIKE:
+        values = {reader.GetMetaData(i, tag) for i in slices if reader.HasMetaDataKey(i, tag)}
+        numbers = np.array([value.split("\\") for value in values], float)
+        if len(numbers) and np.ptp(numbers, axis=0).max() > GEOMETRY_TOLERANCE:
+            raise ValueError("expected slices of one orientation and spacing")
     if all(reader.HasMetaDataKey(i, POSITION) for i in slices):
-        positions = [reader.GetMetaData(i, POSITION).split("\\") for i in slices]
-        steps = np.diff(np.array(positions, float), axis=0)
+        positions = np.array([reader.GetMetaData(i, POSITION).split("\\") for i in slices], float)
         normal = np.reshape(image.GetDirection(), (3, 3))[:, 2]
         thickness = image.GetSpacing()[2]
-        if (np.abs(steps - thickness * normal) > STEP_TOLERANCE * thickness).any():
+        steps = positions - positions[0] - np.outer(slices, thickness * normal)
+        if (np.abs(steps) > STEP_TOLERANCE * thickness).any():
             raise ValueError(
-                f"{folder.name}: expected slices at equal distances along their normal; are some "
+                f"expected slices at equal distances along their normal; are some "
                 f"of the {len(files)} missing, or was the gantry tilted?"
             )
     return image

@@ -20,7 +20,7 @@ def atomic_path(path: Path, ending: str = "") -> Iterator[Path]:
         path: The file to be.
         ending: That the temporary name is to have, where the writer tells the format by it.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{ending}")
+    temporary = _beside(path, ending)
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -40,7 +40,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 def atomic_copy(source: Path, target: Path) -> None:
     """Make `target` hold what `source` holds now; takes no space where the disk has hard links."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _beside(target)
     try:
         try:
             os.link(source, temporary)
@@ -49,3 +49,8 @@ def atomic_copy(source: Path, target: Path) -> None:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path, ending: str = "") -> Path:
+    """A new name in the same folder; names have at most 255 bytes there."""
+    return path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.tmp{ending}")

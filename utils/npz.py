@@ -122,7 +122,9 @@ def read_objects(archive: zipfile.ZipFile, key: str) -> list | None:
             raise CaseError(f"{key}: expected {shape} of {dtype}, got {len(data)} bytes")
         return np.frombuffer(data, dtype).reshape(shape).tolist()
     if dtype.kind != "O":
-        raise CaseError(f"{key}: expected an array of objects, got dtype {dtype}")
+        raise CaseError(
+            f"{key}: expected an array of one dict or list per object (dtype=object), got {dtype}"
+        )
     try:
         values = safe_pickle.loads(data)
     except pickle.UnpicklingError as error:

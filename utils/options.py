@@ -109,6 +109,8 @@ def checkpoint_path(args: argparse.Namespace) -> Path:
     path = args.checkpoint or find_checkpoint(CKPT_DIR)
     if path is None:
         raise FileNotFoundError(NO_CHECKPOINT)
+    if not path.is_file():
+        raise FileNotFoundError(f"--checkpoint {path}: no such file")
     return path
 
 

@@ -1,7 +1,7 @@
 """A picture of a segmentation: three planes through each object, with prompts and outlines."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,21 @@ NEAR = 0.5  # voxels, within which a click lies in a plane; others are drawn fai
 PLANES = ("axial", "coronal", "sagittal")  # across z, y, x; in volumes turned to LPS
 
 
+class Axis(NamedTuple):
+    """An axis of a file, along one of its case.
+
+    Attributes:
+        name: z, y or x.
+        is_flipped: The file counts from the other end.
+    """
+
+    name: str
+    is_flipped: bool
+
+
+FILE_AXES = (Axis("z", False), Axis("y", False), Axis("x", False))
+
+
 def colour_of(label: int) -> str:
     return COLOURS[(label - 1) % len(COLOURS)]
 
@@ -35,6 +50,7 @@ def draw_plane(
     at: int,
     truth: np.ndarray | None = None,
     shown: int = 0,
+    window: np.ndarray | None = None,
 ) -> None:
     """A slice of a case with its boxes (dotted), outlines (coloured), and the truth's (dashed).
 
@@ -46,11 +62,19 @@ def draw_plane(
         at: Its index.
         truth: As `seg`, if there is one.
         shown: The object that it is about; 0: all of them.
+        window: (2, 3) bounds in voxels, of what is to be seen; None: the whole slice. A picture
+            of many objects would not fit into memory with whole slices.
     """
     down, right = (i for i in range(3) if i != axis)
-    image, found = (np.take(volume, at, axis=axis) for volume in (case.image, seg))
+    low, high = np.array([(0, 0, 0), case.shape]) if window is None else window
+    low, high = (np.clip(end, 0, case.shape).astype(int) for end in (np.floor(low), np.ceil(high)))
+    part = tuple(at if i == axis else slice(low[i], max(high[i], low[i] + 1)) for i in range(3))
+    image, found = (volume[part].copy() for volume in (case.image, seg))
+    left, right_end = low[right] - 0.5, low[right] + image.shape[1] - 0.5
+    top, bottom = low[down] - 0.5, low[down] + image.shape[0] - 0.5
     axes.imshow(
         image,
+        extent=(left, right_end, *((bottom, top) if axis == 0 else (top, bottom))),
         cmap="gray",
         vmin=0,
         vmax=255,
@@ -58,24 +82,32 @@ def draw_plane(
         origin="upper" if axis == 0 else "lower",  # the head is up
         interpolation="nearest",
     )
-    true = np.zeros_like(found) if truth is None else np.take(truth, at, axis=axis)
+    true = np.zeros_like(found) if truth is None else truth[part]
+    corner = (int(low[down]), int(low[right]))
     present = {*np.unique(found).tolist(), *np.unique(true).tolist()}
     for label, prompts in enumerate(case.objects, 1):
         is_shown = shown in (0, label)
         if label in present:
-            _outline(axes, true == label, "white", "--", 0.8)
-            _outline(axes, found == label, colour_of(label), "-", 1.6 if is_shown else 0.8)
+            _outline(axes, true == label, corner, "white", "--", 0.8)
+            width = 1.6 if is_shown else 0.8
+            _outline(axes, found == label, corner, colour_of(label), "-", width)
         if is_shown:
             _draw_box(axes, prompts, axis, at, colour_of(label))
     axes.set(xticks=[], yticks=[], facecolor="black")
 
 
-def _outline(axes: "Axes", mask: np.ndarray, colour: str, style: str, width: float) -> None:
-    if mask.any():
-        padded = np.pad(mask, 1)  # closed at the image's border, and never too thin for contour()
-        rows, columns = (np.arange(n) - 1 for n in padded.shape)
-        options: dict[str, Any] = {"colors": colour, "linewidths": width, "linestyles": style}
-        axes.contour(columns, rows, padded, [0.5], **options)
+def _outline(
+    axes: "Axes", mask: np.ndarray, corner: tuple[int, int], colour: str, style: str, width: float
+) -> None:
+    """Of a mask whose first pixel is at `corner` (down, right)."""
+    held = [np.flatnonzero(mask.any(axis=other)) for other in (1, 0)]
+    if not len(held[0]):
+        return
+    # What is drawn stays in memory until the picture is done: no more than the mask's own part.
+    rows, columns = (np.arange(ends[0] - 1, ends[-1] + 2) for ends in held)
+    part = np.pad(mask[held[0][0] : held[0][-1] + 1, held[1][0] : held[1][-1] + 1], 1)
+    options: dict[str, Any] = {"colors": colour, "linewidths": width, "linestyles": style}
+    axes.contour(columns + corner[1], rows + corner[0], part, [0.5], **options)
 
 
 def _draw_box(axes: "Axes", prompts: Prompts, axis: int, at: int, colour: str) -> None:
@@ -133,8 +165,16 @@ def shown_region(
     return (z, y, x), np.array([middle - reach, middle + reach])
 
 
-def draw_preview(case: Case, seg: np.ndarray) -> "Figure":
-    """A row of three planes for each object; two or three objects in a row where they are many."""
+def draw_preview(
+    case: Case, seg: np.ndarray, file_axes: tuple[Axis, Axis, Axis] = FILE_AXES
+) -> "Figure":
+    """A row of three planes for each object; two or three objects in a row where they are many.
+
+    Args:
+        case: Its image and prompts.
+        seg: (D, H, W) labels.
+        file_axes: Those along the axes of the case; slices are numbered as in the file.
+    """
     from matplotlib.figure import Figure
     from scipy import ndimage
 
@@ -153,26 +193,31 @@ def draw_preview(case: Case, seg: np.ndarray) -> "Figure":
         centre, (low, high) = shown_region(case, seg, label, held)
         for axis in range(3):
             axes = grid[row, 3 * column + axis]
-            draw_plane(axes, case, seg, axis, centre[axis], shown=label)
+            window = np.array([low, high])
+            draw_plane(axes, case, seg, axis, centre[axis], shown=label, window=window)
             _draw_clicks(axes, prompts, axis, centre[axis])
             down, right = (i for i in range(3) if i != axis)
             axes.set_xlim(low[right] - 0.5, high[right] - 0.5)
             ends = (low[down] - 0.5, high[down] - 0.5)
             axes.set_ylim(*(ends[::-1] if axis == 0 else ends))
-            title = f"{PLANES[axis]} {'zyx'[axis]} = {centre[axis]}"
+            name, is_flipped = file_axes[axis]
+            index = case.shape[axis] - 1 - centre[axis] if is_flipped else centre[axis]
+            title = f"{PLANES[axis]} {name} = {index}"
             axes.set_title(title, fontsize=7, color="0.35", loc="right", pad=2)
         found = 0 if held is None else np.count_nonzero(seg[held] == label)
         volume = found * np.prod(case.spacing) / 1000
         grid[row, 3 * column].set_title(
             f"object {label}: {volume:.3g} ml", fontsize=8, loc="left", color="black", pad=2
         )
-    figure.suptitle(case.name, fontsize=9, x=0.01, ha="left")
+    figure.suptitle(case.name, fontsize=9, x=0.01, ha="left", parse_math=False)
     figure.tight_layout(rect=(0, 0, 1, 0.995))
     return figure
 
 
-def write_preview(path: Path, case: Case, seg: np.ndarray) -> None:
+def write_preview(
+    path: Path, case: Case, seg: np.ndarray, file_axes: tuple[Axis, Axis, Axis] = FILE_AXES
+) -> None:
     """Write `draw_preview` as a .png file, whole or not at all."""
-    figure = draw_preview(case, seg)
+    figure = draw_preview(case, seg, file_axes)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")

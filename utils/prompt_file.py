@@ -3,14 +3,16 @@
 import argparse
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 # numpy is imported where it is used, so that messages about options come at once.
 SPACES = ("voxel", "lps", "ras")
-MAX_BYTES = 16 * 2**20  # of a JSON file
+MAX_BYTES = 4 * 2**20  # of a JSON file
 
 
 @dataclass
@@ -60,18 +62,27 @@ def read_prompts(path: Path) -> RawPrompts:
     try:
         if len(data) > MAX_BYTES:
             raise ValueError(f"expected at most {MAX_BYTES} bytes")
-        return _parse(json.loads(data))
-    except (ValueError, RecursionError) as error:
+        return _parse(json.loads(data, object_pairs_hook=_keys_once))
+    except json.JSONDecodeError as error:
+        raise CaseError(f"{path.name}: expected JSON: {error}") from error
+    except (ValueError, OverflowError, RecursionError) as error:
         raise CaseError(f"{path.name}: {error}") from error
+
+
+def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError(f"expected each key once, got {', '.join(key for key, _ in pairs)[:200]}")
+    return content
 
 
 def _parse(content: Any) -> RawPrompts:
     _check_keys(content, ("objects",), ("space", "window"), "the file")
     space, window = content.get("space", "voxel"), content.get("window")
     if space not in SPACES:
-        raise ValueError(f"space: expected one of {', '.join(SPACES)}, got {space!r}")
+        raise ValueError(f"space: expected one of {', '.join(SPACES)}, got {brief(space)}")
     if window is not None and not isinstance(window, str):
-        raise ValueError(f"window: expected a text, got {window!r}")
+        raise ValueError(f"window: expected a text, got {brief(window)}")
     if not isinstance(content["objects"], list) or not content["objects"]:
         raise ValueError("objects: expected a list of at least one")
     objects = []
@@ -83,7 +94,7 @@ def _parse(content: Any) -> RawPrompts:
             raw.box = _numbers(entry["box"], 6, f"box of {where}")
         clicks = entry.get("clicks", [])
         if not isinstance(clicks, list):
-            raise ValueError(f"clicks of {where}: expected a list, got {clicks!r}")
+            raise ValueError(f"clicks of {where}: expected a list, got {brief(clicks)}")
         raw.clicks = [_click(click, f"click of {where}") for click in clicks]
         objects.append(raw)
     return RawPrompts(tuple(objects), space, window)
@@ -95,8 +106,8 @@ def _check_keys(entry: Any, needed: Sequence[str], possible: Sequence[str], wher
     wrong = [key for key in entry if key not in (*needed, *possible)]
     missing = [key for key in needed if key not in entry]
     if wrong or missing:
-        names = ", ".join((*needed, *possible))
-        raise ValueError(f"{where}: expected the keys {names}, got {', '.join(entry) or 'none'}")
+        names, got = ", ".join((*needed, *possible)), ", ".join(entry)[:200] or "none"
+        raise ValueError(f"{where}: expected the keys {names}, got {got}")
 
 
 def _numbers(values: Any, count: int, where: str) -> tuple[float, ...]:
@@ -105,7 +116,7 @@ def _numbers(values: Any, count: int, where: str) -> tuple[float, ...]:
         isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
         for value in values
     ):
-        raise ValueError(f"{where}: expected {count} numbers, got {values!r}")
+        raise ValueError(f"{where}: expected {count} numbers, got {brief(values)}")
     return tuple(map(float, values))
 
 
@@ -114,6 +125,18 @@ def _click(values: Any, where: str) -> tuple[tuple[float, ...], bool]:
     if kind not in (0, 1):
         raise ValueError(f"{where}: expected 1 (object) or 0 (not) at the end, got {kind:g}")
     return tuple(point), kind == 1
+
+
+def join_negative(arguments: Sequence[str]) -> list[str]:
+    """--click -3,40,5,1 as --click=-3,40,5,1: argparse takes -3,40,5,1 for an option."""
+    joined: list[str] = []
+    for argument in arguments:
+        is_list = re.fullmatch(r"-[\d.][^=]*,.*", argument)
+        if is_list and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 class _AddPrompt(argparse.Action):
@@ -148,8 +171,7 @@ def add_prompt_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "prompts of a scan",
         "For one scan; else they lie in a .json file beside it (README). Numbers come as z,y,x, in "
-        "voxels of the file or, with --space, in mm. Written --click=..., where the first is "
-        "negative.",
+        "voxels of the file or, with --space, in mm.",
     )
     group.add_argument(
         "--box",

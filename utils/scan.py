@@ -3,7 +3,6 @@
 Inside, a scan is turned to LPS, as the challenge's cases are; its labels are turned back.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -13,10 +12,17 @@ import numpy as np
 
 from segment_anything.prompts import Box, Click, Prompts
 from utils.case import MAX_OBJECTS, Case
-from utils.convert import read_image, scale_percentiles, scale_window, turned_to_lps
+from utils.convert import (
+    GEOMETRY_TOLERANCE,
+    read_image,
+    scale_percentiles,
+    scale_window,
+    turned_to_lps,
+)
 from utils.files import atomic_path
 from utils.npz import CaseError
 from utils.options import SCAN_ENDINGS, parse_window
+from utils.preview import Axis
 from utils.prompt_file import RawObject, RawPrompts
 
 # SimpleITK is imported where it is used: .npz cases need none.
@@ -39,15 +45,18 @@ class Grid:
     def of(cls, image: "sitk.Image") -> "Grid":
         return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
 
-    def to_mm(self, voxels: np.ndarray) -> np.ndarray:
-        """(N, 3) voxels (z, y, x) -> (N, 3) mm (x, y, z)."""
-        matrix = np.reshape(self.direction, (3, 3)) * self.spacing
-        return voxels[:, ::-1] @ matrix.T + self.origin
-
     def to_voxels(self, mm: np.ndarray) -> np.ndarray:
-        """The inverse."""
+        """(N, 3) mm (x, y, z) -> (N, 3) voxels (z, y, x)."""
         matrix = np.reshape(self.direction, (3, 3)) * self.spacing
         return np.linalg.solve(matrix, (mm - self.origin).T).T[:, ::-1]
+
+
+def turn_of(grid: Grid, turned: Grid) -> tuple[list[int], list[bool]]:
+    """For each axis (z, y, x) of a grid: that of the turned one along it, and whether flipped."""
+    to, of = (np.reshape(each.direction, (3, 3)) for each in (grid, turned))
+    cosines = (of.T @ to)[::-1, ::-1]  # of the turned grid's axis i, the grid's axis j; z, y, x
+    order = np.abs(cosines).argmax(axis=0)
+    return order.tolist(), (cosines[order, range(3)] < 0).tolist()
 
 
 @dataclass(frozen=True)
@@ -58,13 +67,21 @@ class Scan:
         case: What is segmented, turned to LPS.
         grid: Of the file.
         turned: Of the case.
-        notice: What the user may want to know, or "".
+        notices: What the user may want to know.
     """
 
     case: Case
     grid: Grid
     turned: Grid
-    notice: str
+    notices: tuple[str, ...] = ()
+
+    @property
+    def axes(self) -> tuple[Axis, Axis, Axis]:
+        """Of the file, along the axes (z, y, x) of the case."""
+        found = {
+            i: Axis(n, f) for n, i, f in zip("zyx", *turn_of(self.grid, self.turned), strict=True)
+        }
+        return found[0], found[1], found[2]
 
 
 def ending_of(path: Path) -> str | None:
@@ -97,21 +114,21 @@ def read_scan(path: Path, prompts: RawPrompts) -> Scan:
         values = sitk.GetArrayViewFromImage(image)  # (z, y, x)
         if values.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in values):
             raise ValueError("expected finite values, got nan or inf")
+        notices: list[str] = []
         objects = tuple(
-            place(raw, number, prompts.space, grid, turned)
+            place(raw, number, prompts.space, grid, turned, notices)
             for number, raw in enumerate(prompts.objects, 1)
         )
         if not any(each.box or each.clicks for each in objects):
             raise ValueError("expected a box or a click, got none")
         if len(objects) > MAX_OBJECTS:
             raise ValueError(f"expected at most {MAX_OBJECTS} objects, got {len(objects)}")
-        notice = ""
         if window:
             grey = scale_window(values, *window)
         else:
             grey = scale_percentiles(values)
             if values.min() < LOOKS_LIKE_HU:
-                notice = "looks like CT in HU; a --window shows soft tissue better"
+                notices.append("looks like CT in HU; a --window shows soft tissue better")
         if not grey.any():
             raise ValueError(f"expected voxels above the window's lower end, got none ({window})")
     except (ValueError, RuntimeError) as error:
@@ -119,10 +136,12 @@ def read_scan(path: Path, prompts: RawPrompts) -> Scan:
         raise CaseError(f"{path.name}: {message}") from error
     x, y, z = turned.spacing
     rounds = any(each.box for each in objects) + max(len(each.clicks) for each in objects)
-    return Scan(Case(path.name, grey, (z, y, x), objects, rounds), grid, turned, notice)
+    return Scan(Case(path.name, grey, (z, y, x), objects, rounds), grid, turned, tuple(notices))
 
 
-def place(raw: RawObject, number: int, space: str, grid: Grid, turned: Grid) -> Prompts:
+def place(
+    raw: RawObject, number: int, space: str, grid: Grid, turned: Grid, notices: list[str]
+) -> Prompts:
     """Prompts as they were given -> in voxels of the turned grid.
 
     Raises:
@@ -131,12 +150,22 @@ def place(raw: RawObject, number: int, space: str, grid: Grid, turned: Grid) -> 
     box = None
     if raw.box is not None:
         try:
-            box = _place_box(raw.box, space, grid, turned)
+            edges = _box_edges(raw.box, space, grid, turned)
+            low, high = edges.clip(0, turned.size[::-1])
+            if not (low < high).all():
+                raise ValueError(f"expected it to touch the volume, {_size(grid)}")
         except ValueError as error:
             raise ValueError(f"box of object {number}: {error}, got {_brief(raw.box)}") from error
+        if (edges != [low, high]).any():
+            notices.append(f"the box of object {number} reaches beyond the volume, and was cut")
+        (z0, y0, x0), (z1, y1, x1) = low.astype(int).tolist(), high.astype(int).tolist()
+        box = Box((z0, y0, x0), (z1, y1, x1))
     clicks = []
     for point, is_foreground in raw.clicks:
-        voxel = np.floor(_voxels([point], space, grid, turned)[0] + 0.5 + 1e-6)
+        given = np.array([point])
+        if space == "voxel":
+            given = _rounded(given)  # before axes are flipped
+        voxel = _rounded(_voxels(given, space, grid, turned)[0])
         if (voxel < 0).any() or (voxel >= turned.size[::-1]).any():
             raise ValueError(
                 f"click of object {number}: expected a point of the volume, {_size(grid)}, got "
@@ -147,8 +176,17 @@ def place(raw: RawObject, number: int, space: str, grid: Grid, turned: Grid) -> 
     return Prompts(box, tuple(clicks))
 
 
-def _place_box(given: tuple[float, ...], space: str, grid: Grid, turned: Grid) -> Box:
-    """Raises ValueError with what was expected."""
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """Halves upwards, also those that computing made a bit smaller."""
+    return np.floor(values + 0.5 + 1e-6)
+
+
+def _box_edges(given: tuple[float, ...], space: str, grid: Grid, turned: Grid) -> np.ndarray:
+    """Half-open (2, 3) in voxels of the turned grid; of the box that holds the given one.
+
+    Raises:
+        ValueError: It is not in the volume; the message says what was expected.
+    """
     ends = np.reshape(given, (2, 3))
     if space == "voxel":
         if not (ends[0] < ends[1]).all() or (ends != np.rint(ends)).any():
@@ -156,22 +194,21 @@ def _place_box(given: tuple[float, ...], space: str, grid: Grid, turned: Grid) -
         if (ends[0] < 0).any() or (ends[1] > grid.size[::-1]).any():
             raise ValueError(f"expected it within the volume, {_size(grid)}")
         ends = ends - 0.5  # the outer edges of its voxels
-    corners = [[ends[i, axis] for axis, i in enumerate(at)] for at in product((0, 1), repeat=3)]
+    corners = np.array(list(product(*ends.T)))
     voxels = _voxels(corners, space, grid, turned)
-    edges = np.rint([voxels.min(axis=0) + 0.5, voxels.max(axis=0) + 0.5])
+    edges = _rounded(np.array([voxels.min(axis=0) + 0.5, voxels.max(axis=0) + 0.5]))
     edges[1] = np.maximum(edges[1], edges[0] + 1)  # at least one voxel
-    low, high = edges.clip(0, turned.size[::-1])
-    if not (low < high).all():
-        raise ValueError(f"expected it to touch the volume, {_size(grid)}")
-    (z0, y0, x0), (z1, y1, x1) = low.astype(int).tolist(), high.astype(int).tolist()
-    return Box((z0, y0, x0), (z1, y1, x1), (z0 + z1 - 1) // 2)
+    return edges
 
 
-def _voxels(points: Sequence[Sequence[float]], space: str, grid: Grid, turned: Grid) -> np.ndarray:
+def _voxels(given: np.ndarray, space: str, grid: Grid, turned: Grid) -> np.ndarray:
     """(N, 3) points (z, y, x) in their space -> in voxels of the turned grid."""
-    given = np.array(points, float)
     if space == "voxel":
-        return turned.to_voxels(grid.to_mm(given))
+        voxels = np.empty_like(given)
+        for axis, (other, is_flipped) in enumerate(zip(*turn_of(grid, turned), strict=True)):
+            last = grid.size[::-1][axis] - 1
+            voxels[:, other] = last - given[:, axis] if is_flipped else given[:, axis]
+        return voxels
     return turned.to_voxels(given[:, ::-1] * ((-1, -1, 1) if space == "ras" else (1, 1, 1)))
 
 
@@ -185,11 +222,8 @@ def _brief(numbers: tuple[float, ...]) -> str:
 
 def turned_back(seg: np.ndarray, scan: Scan) -> np.ndarray:
     """(D, H, W) on the grid of the case -> on that of the file, by exchanging and flipping axes."""
-    to, of = (np.reshape(grid.direction, (3, 3)) for grid in (scan.grid, scan.turned))
-    cosines = (of.T @ to)[::-1, ::-1]  # of the case's axis i, the file's axis j; z, y, x
-    order = np.abs(cosines).argmax(axis=0)
-    signs = cosines[order, range(3)]
-    return np.flip(seg.transpose(order), tuple(np.flatnonzero(signs < 0).tolist()))
+    order, is_flipped = turn_of(scan.grid, scan.turned)
+    return np.flip(seg.transpose(order), tuple(np.flatnonzero(is_flipped).tolist()))
 
 
 def write_labels(path: Path, seg: np.ndarray, scan: Scan) -> None:
@@ -216,3 +250,5 @@ def write_labels(path: Path, seg: np.ndarray, scan: Scan) -> None:
         done, whole = (sitk.GetArrayViewFromImage(each) for each in (written, image))
         if not np.array_equal(done, whole):
             raise OSError("can't be written whole; is the disk full?")
+        if not written.IsSameImageGeometryAs(image, GEOMETRY_TOLERANCE, GEOMETRY_TOLERANCE):
+            raise OSError(f"{ending_of(path)} can't hold its grid, {scan.grid}")

@@ -1,0 +1,121 @@
+"""Headers of image files: what ITK would do with them, and is kept from."""
+
+import gzip
+import struct
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from test_scan import VALUES, image_of, written
+from utils.convert import read_image
+
+NRRD = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 8 8 8\nencoding: raw\n"
+META = "ObjectType = Image\nNDims = 3\nDimSize = 8 8 8\nElementType = MET_UCHAR\n"
+
+
+@pytest.fixture
+def nii(tmp_path):
+    """The bytes of a NIfTI file."""
+    return written(tmp_path / "whole.nii").read_bytes()
+
+
+def test_whole_files_are_read(tmp_path, nii):
+    """In several parts of gzip, with more at the end, big-endian, or misnamed."""
+    contents = {
+        "parts.nii.gz": gzip.compress(nii[:500]) + gzip.compress(nii[500:]),
+        "more.nii.gz": gzip.compress(nii) + b"\0" * 50,
+        "plain.nii.gz": nii,
+        "more.nii": nii + b"more",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(read_image(tmp_path / name)), VALUES)
+    header = nibabel.Nifti1Header(endianness=">")
+    swapped = nibabel.Nifti1Image(VALUES.T.astype(">i2"), np.diag([1, 1, 3, 1]), header)
+    nibabel.save(swapped, tmp_path / "big.nii.gz")
+    for name in ("a.nrrd", "a.mha"):
+        image = image_of()
+        image.SetMetaData("note", "what a program says of it")
+        sitk.WriteImage(image, str(tmp_path / name), useCompression=True)
+    for name in ("big.nii.gz", "a.nrrd", "a.mha"):
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(read_image(tmp_path / name)), VALUES)
+
+
+@pytest.mark.parametrize("kept", [0, 100, 347, 500, -1])
+@pytest.mark.parametrize("is_gzip", [False, True])
+def test_files_that_are_cut_off(tmp_path, nii, kept, is_gzip):
+    path = tmp_path / ("cut.nii.gz" if is_gzip else "cut.nii")
+    message = f"{path.name}: expected a whole file, got one that is cut off"
+    path.write_bytes(gzip.compress(nii)[:kept] if is_gzip else nii[:kept])
+    with pytest.raises(ValueError, match=message):
+        read_image(path)
+    path.write_bytes(gzip.compress(nii[:kept]))  # cut off before it was packed
+    with pytest.raises(ValueError, match=message):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("at", "kind", "value", "message"),
+    [
+        (88, "f", 0.0, r"expected a spacing \(x, y, z\) above 0 mm, got .*, 0$"),
+        (84, "f", np.nan, "expected a spacing"),
+        (304, "f", np.inf, "expected finite numbers as sform"),
+        (260, "f", np.nan, "expected finite numbers as qform"),
+        (108, "f", np.inf, "expected sides, bits and an offset above 0"),
+        (44, "h", -3, "expected sides, bits and an offset above 0"),
+        (40, "h", 9, "expected sides, bits and an offset above 0"),
+        (344, "i", 0, "expected a NIfTI-1 file"),
+        (0, "i", 540, "expected a NIfTI-1 file"),
+    ],
+)
+def test_headers_of_nifti_that_itk_would_mend_or_hang_on(tmp_path, nii, at, kind, value, message):
+    content = bytearray(nii)
+    struct.pack_into(f"<{kind}", content, at, value)
+    (tmp_path / "scan.nii").write_bytes(content)
+    with pytest.raises(ValueError, match=f"scan.nii: {message}"):
+        read_image(tmp_path / "scan.nii")
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "message"),
+    [
+        ("a.nrrd", NRRD + "data file: /etc/hostname\n\n", "expected its data in the same file"),
+        ("a.nrrd", NRRD + "DataFile: x%d.raw 1 3 1\n\n", "expected its data in the same file"),
+        ("a.nrrd", NRRD + "sizes: 8 8 8\n\n", "expected sizes once"),
+        ("a.nrrd", NRRD + "content: %s%n\n\n", "expected numbers or a short text as content"),
+        ("a.nrrd", NRRD + "content: " + "a" * 5000 + "\n\n", "a short text as content"),
+        ("a.nrrd", NRRD + "colour: red\n\n", "expected the fields of NRRD"),
+        ("a.nrrd", NRRD + "kinds", "cut off in its header"),
+        ("a.nrrd", NRRD + "#\n" * 10_001, "a header of at most 10000 lines"),
+        ("a.nrrd", "NRRD0009\n\n", "expected a NRRD file"),
+        ("a.nrrd", NRRD.replace("8 8 8", "30000 30000 20") + "\n", "expected at most 4294967296 "),
+        ("a.mha", META + "ElementDataFile = /etc/hostname\n", "its data in the same file"),
+        ("a.mha", META + "ElementDataFile = LIST\n", "its data in the same file"),
+        ("a.mha", META + "ElementDataFile = a%s%s.raw 1 5 1\n", "a short text as ElementDataFile"),
+        ("a.mha", META + "Name = " + "a" * 300 + "\n", "a short text as Name"),
+        ("a.mha", META + "NDims = 4294967296\n", "expected NDims once"),
+        ("a.mha", "NDims = 4294967296\n", "expected 3 dimensions"),
+        ("a.mha", META + "Name = " + "a" * 99_999, "expected lines of at most 10000 bytes"),
+        ("a.mha", META + "words\n", "expected lines KEY = VALUE"),
+        ("a.mha", META + "Name = \udcff\n", "expected text as line 5"),
+    ],
+)
+def test_headers_in_text_that_itk_would_follow_or_die_of(tmp_path, name, header, message):
+    (tmp_path / name).write_bytes(header.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=f"{name}: .*{message}"):
+        read_image(tmp_path / name)
+
+
+def test_a_sheared_grid_is_refused(tmp_path):
+    affine = np.array([[1.0, 0, 0, 0], [0, 1, 0.3, 0], [0, 0, 3, 0], [0, 0, 0, 1]])
+    image = nibabel.Nifti1Image(VALUES.T, affine)
+    image.set_qform(np.diag([1.0, 1, 3, 1]), code=1)
+    nibabel.save(image, tmp_path / "scan.nii")
+    with pytest.raises(ValueError, match="scan.nii: expected axes at right angles"):
+        read_image(tmp_path / "scan.nii")
+    shear = "TransformMatrix = 1 0 0 0.3 1 0 0 0 1\nElementDataFile = LOCAL\n"
+    (tmp_path / "a.mha").write_bytes((META + shear).encode() + bytes(8**3))
+    with pytest.raises(ValueError, match="a.mha: expected axes at right angles"):
+        read_image(tmp_path / "a.mha")
