@@ -117,3 +117,9 @@ def test_a_channel_can_be_chosen(tmp_path):
     assert run(tmp_path, "--channel", "1") == 0
     labelled = read_labelled_case(tmp_path / "out/CT/CT_Some/CT_Some_a.npz")
     assert labelled.case.image.min() == 255
+
+
+def test_a_modality_that_is_not_known_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--modality", "ct")
+    assert "choose from" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -13,7 +14,8 @@ from conftest import SHAPE, case_arrays
 from segment_anything.prompts import Box, Click, Prompts
 from test_scan import image_of, write_series, written
 from utils.case import Case
-from utils.preview import draw_preview, shown_region, write_preview
+from utils.preview import Axis, draw_preview, shown_region, write_preview
+from utils.prompt_file import join_negative
 
 OBJECTS = {"objects": [{"box": [2, 3, 4, 5, 9, 16]}, {"clicks": [[8, 4, 15, 1], [1, 1, 1, 0]]}]}
 
@@ -64,6 +66,48 @@ def test_a_folder_of_cases_scans_and_series(run, tmp_path):
     assert set(np.unique(sitk.GetArrayFromImage(of_a))) <= {0, 1, 2}
 
 
+def test_what_the_user_may_not_expect_is_told(run, tmp_path):
+    scan = written(tmp_path / "inputs/scan.nii.gz")
+    scan.with_name("scan.json").write_text(json.dumps(OBJECTS))
+    status, out, _ = run("--box=2,3,4,5,9,16", "--object", "--click=1,1,1,0")
+    assert status == 0 and "scan.json is not read, as there are --box or --click" in out
+    assert "scan.nii.gz: nothing found of object 2\n" in out  # a background click alone
+    scan.write_bytes(scan.read_bytes()[:-20])
+    status, _, err = run()
+    note = "(scan.nii.gz in --outputs is of an earlier run)"
+    assert status == 1 and f"one that is cut off or damaged {note}\n" in err
+
+
+def test_outputs_never_replace_what_links_lead_to(run, tmp_path):
+    scan = written(tmp_path / "scan.nii.gz")
+    (tmp_path / "inputs/scan.nii.gz").symlink_to(scan)
+    content = scan.read_bytes()
+    status, _, err = run("--click=1,2,3,1", "--outputs", str(tmp_path))
+    assert status == 2 and "holds scan.nii.gz itself" in err and scan.read_bytes() == content
+    series = write_series(tmp_path / "series")
+    options = ("--click=1,2,3,1", "--inputs", str(series), "--outputs", str(series))
+    status, _, err = run(*options)
+    assert status == 2 and "holds series itself" in err
+
+
+def test_names_of_any_kind(run, tmp_path):
+    long = "a" * 240
+    for stem in (long, "c$^$", "x y'\n%s"):
+        written(tmp_path / f"inputs/{stem}.nii").with_suffix(".json").write_text(
+            json.dumps(OBJECTS)
+        )
+    status, _, err = run("--preview")
+    assert (status, err) == (0, "")
+    expected = [f"{stem}{end}" for stem in (long, "c$^$", "x y'\n%s") for end in (".nii", ".png")]
+    assert names(tmp_path / "outputs") == sorted(expected)
+
+
+def test_negative_numbers_follow_an_option(run, tmp_path):
+    joined = join_negative(["--click", "-1.5,2,3,1", "--window", "-600,1500", "--inputs", "-a"])
+    assert joined == ["--click=-1.5,2,3,1", "--window=-600,1500", "--inputs", "-a"]
+    assert join_negative(["--box=1", "-1,2"]) == ["--box=1", "-1,2"]
+
+
 def test_options_prompt_as_the_file_does(run, tmp_path):
     scan = written(tmp_path / "inputs/scan.nii.gz")
     scan.with_name("scan.json").write_text(json.dumps(OBJECTS))
@@ -99,6 +143,14 @@ def test_what_is_not_clear_is_refused_at_once(run, tmp_path):
         and "--box, --click: expected one scan, no .npz case, got other.nrrd, scan.nii.gz" in err
     )
     np.savez_compressed(folder / "case.npz", **case_arrays())
+    for options, message in (
+        (["--window=lung"], "--window: expected a scan, got .npz cases alone"),
+        (["--output-format=mha"], "--output-format: expected a scan, got .npz cases alone"),
+        (["--space=lps"], "--space lps: expected --box or --click, got none"),
+        (["--inputs=nowhere.nii"], "--inputs nowhere.nii: no such file or folder"),
+    ):
+        status, _, err = run("--inputs", str(folder / "case.npz"), *options)
+        assert (status, err) == (2, f"{message}\n")
     status, _, err = run("--click=1,2,3,1", "--inputs", str(folder / "case.npz"))
     assert status == 2 and "got case.npz" in err and not (tmp_path / "outputs").exists()
 
@@ -136,6 +188,24 @@ def test_planes_cross_the_object_and_show_all_of_it_and_its_prompts():
     assert (low <= (2, 4, 4)).all() and (high >= (10, 14, 18)).all()
     mm = (high - low) * case.spacing
     np.testing.assert_allclose(mm, mm[0])
+
+
+def test_slices_are_numbered_as_in_the_file_and_drawn_no_wider_than_shown():
+    case, seg = case_of(Prompts(Box((2, 4, 4), (7, 12, 16))))
+    wide = np.pad(case.image, ((0, 0), (0, 0), (0, 500)))
+    case, seg = replace(case, image=wide), np.pad(seg, ((0, 0), (0, 0), (0, 500)))
+    figure = draw_preview(case, seg, (Axis("y", False), Axis("x", True), Axis("z", False)))
+    titles = [axes.get_title(loc="right").split() for axes in figure.axes]
+    assert [title[1] for title in titles] == ["y", "x", "z"]
+    assert int(titles[1][3]) == SHAPE[1] - 1 - 5  # the first of the largest planes
+    drawn = figure.axes[0].images[0]
+    assert drawn.get_array().shape[1] < 60
+    left, right, bottom, top = drawn.get_extent()
+    assert (right - left, bottom - top) == drawn.get_array().shape[::-1]
+    np.testing.assert_array_equal(
+        drawn.get_array(),
+        wide[3, int(top + 0.5) : int(bottom + 0.5), int(left + 0.5) : int(right + 0.5)],
+    )
 
 
 def test_an_object_that_was_not_found_is_shown_where_it_was_asked_for():

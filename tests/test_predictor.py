@@ -165,6 +165,21 @@ def test_an_object_that_is_right_stays_as_it_is_whatever_others_claim(tiny_hybri
     assert (seg == 2).any()
 
 
+def test_of_several_clicks_on_a_voxel_the_last_one_counts(tiny_hybrid, image):
+    box = Box((2, 3, 4), (8, 11, 14))
+    said = [Click((4, 5, 6), kind) for kind in (True, False)]
+    both, last = (
+        Case("case.npz", image, SPACING, (Prompts(box, clicks),), 3)
+        for clicks in (
+            (said[0], Click((5, 5, 7), True), said[1]),
+            (Click((5, 5, 7), True), said[1]),
+        )
+    )
+    assert both.objects[0].newest == last.objects[0]
+    segment = make_method(tiny_hybrid, "adaptive")
+    np.testing.assert_array_equal(segment(both), segment(last))
+
+
 def prediction_of(region, value):
     logits = np.full([part.stop - part.start for part in region], value, np.float16)
     return Prediction(SHAPE, region, logits, 0.5)

@@ -157,7 +157,8 @@ def test_a_second_run_makes_only_what_is_missing_or_changed(tmp_path):
     assert (out / "kept.npz").stat().st_mtime_ns == written
     assert (out / "cut.npz").read_bytes() == content
     assert read_prepared(out / "changed.npz").shape == zoomed_shape(SHAPE, (2.0,) * 3, 1.5)
-    assert "3 to do" in run(raw, out, "--spacing", "2").stdout
+    note = "3 to do (3 in place of ones made of other files or options)"
+    assert note in run(raw, out, "--spacing", "2").stdout
 
 
 def test_compressed_or_foreign_files_are_refused_with_what_to_do(tmp_path):

@@ -111,6 +111,11 @@ def test_range_holds_the_voxels_whose_nearest_is_in_it(step, n, start, stop):
         assert first * step <= (start + stop) / 2 <= last * step
 
 
+def test_a_range_of_many_resampled_voxels_takes_no_memory():
+    first, last = resampled_range(40, 61, 1.5e-10, 100)
+    assert (first * 1.5e-10, last * 1.5e-10) == pytest.approx((40, 61))
+
+
 def test_normalise_equals_torchio():
     import torchio
 
