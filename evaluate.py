@@ -118,6 +118,8 @@ def check_args(args: argparse.Namespace) -> None:
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What results depend on; those of different settings are not mixed."""
+    from utils.checkpoint import read_checkpoint
+
     settings: dict[str, Any] = {"time_limit": args.time_limit}
     if args.command is not None:
         settings["command"] = args.command
@@ -125,6 +127,8 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         with open(checkpoint_path(args), "rb") as file:
             settings["checkpoint"] = hashlib.file_digest(file, "sha256").hexdigest()
         settings |= {key: getattr(args, key) for key in ("policy", "seed", "precision", "backend")}
+        if args.policy == "auto":
+            settings["policy"] = read_checkpoint(checkpoint_path(args)).policy
     code = hashlib.sha256()
     # Without utils/report: another look of the page is no reason to compute again. Nor is another
     # list of training data.
