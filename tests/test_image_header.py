@@ -1,13 +1,17 @@
 """Headers of image files: what ITK would do with them, and is kept from."""
 
 import gzip
+import random
 import struct
+import subprocess
+import sys
 
 import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from conftest import ROOT
 from test_scan import VALUES, image_of, written
 from utils.convert import read_image
 
@@ -119,3 +123,50 @@ def test_a_sheared_grid_is_refused(tmp_path):
     (tmp_path / "a.mha").write_bytes((META + shear).encode() + bytes(8**3))
     with pytest.raises(ValueError, match="a.mha: expected axes at right angles"):
         read_image(tmp_path / "a.mha")
+
+
+READ_ALL = """
+import sys
+from pathlib import Path
+from utils.convert import read_image
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    print(path, flush=True)
+    try:
+        read_image(path)
+    except ValueError as error:
+        assert str(error).startswith(path.name)
+"""
+VALUES_TO_TRY = (
+    """-1 0 3 1e9 99999999999999999999 nan inf %s%n LOCAL LIST none ((( (1,0,0)""".split()
+)
+VALUES_TO_TRY += ["", "7 6 5", "0 0 0", "a" * 300, "1 " * 90, "4294967296 1 1"]
+
+
+def broken(content: bytes, name: str, rng: random.Random) -> bytes:
+    """A file whose header says something else in one to three places."""
+    if name.endswith(".nii"):
+        changed = bytearray(content)
+        for _ in range(rng.randint(1, 3)):
+            at, value = rng.randrange(348), rng.choice((b"\0", b"\xff", b"\x7f", rng.randbytes(1)))
+            changed[at : at + 4] = value * 4
+        return bytes(changed)
+    start = content.index(b"\n\n" if name.endswith(".nrrd") else b"ElementDataFile")
+    lines = content[:start].decode().split("\n")
+    mark = ": " if name.endswith(".nrrd") else " = "
+    for _ in range(rng.randint(1, 3)):
+        i = rng.randrange(1, len(lines))
+        line = lines[i].split(mark)[0] + mark + rng.choice(VALUES_TO_TRY)
+        lines[i : i + rng.randint(0, 1)] = [line]
+    return "\n".join(lines).encode() + content[start:]
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nrrd", "a.mha"])
+def test_no_broken_header_ends_or_holds_up_the_process(name, tmp_path):
+    content, rng = written(tmp_path / name).read_bytes(), random.Random(0)
+    (tmp_path / "broken").mkdir()
+    for i in range(300):
+        path = tmp_path / f"broken/{i}{name[1:]}"
+        path.write_bytes(broken(content, name, rng))
+    command = [sys.executable, "-c", READ_ALL, str(tmp_path / "broken")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout.splitlines()[-1] + result.stderr[-2000:]
