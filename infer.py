@@ -152,12 +152,14 @@ def main(args: argparse.Namespace) -> int:
     bar = tqdm(cases, total=len(sources), unit="case", disable=is_quiet)
     for source, opened in bar:
         start, name = time.perf_counter(), source.path.name
+        stale: Path | None = args.outputs / source.output
         try:
             if isinstance(opened, Exception):
                 raise opened
             case = opened.case
             seg = segment(case)
             opened.write(seg)
+            stale = None
             if args.preview:
                 write_preview(args.outputs / f"{source.stem}.png", case, seg, opened.axes)
         except Exception as error:  # a case that fails does not stop the others
@@ -165,8 +167,8 @@ def main(args: argparse.Namespace) -> int:
             if not isinstance(error, CaseError):  # its message says all, and names the case
                 bar.write(traceback.format_exc(), file=sys.stderr, end="")
             where = "" if isinstance(error, CaseError) else f"{name}: "
-            stale = args.outputs / source.output
-            note = f" ({stale.name} in --outputs is of an earlier run)" if stale.exists() else ""
+            is_stale = stale is not None and stale.is_file()
+            note = f" ({source.output} in --outputs is of an earlier run)" if is_stale else ""
             bar.write(f"FAILED {where}{error}{note}", file=sys.stderr)
             continue
         if opened.notice:

@@ -2,8 +2,9 @@
 
     python bench/bench_memory.py
 
-700 x 1024 x 1024 voxels with 10 boxes, by the small network of ckpt/. The voxels are synthetic: the
-masks mean nothing. Needs 16 GB of disk in the temporary folder, and 10 GB of memory to make it.
+700 x 1024 x 1024 voxels with 10 boxes, or as the options say, by the small network of ckpt/. The
+voxels are synthetic: the masks mean nothing. Needs 16 GB of disk in the temporary folder, and 10 GB
+of memory to make it.
 """
 
 import argparse
@@ -36,6 +37,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shape", type=int, nargs=3, default=SHAPE, help="voxels (z, y, x)")
+    parser.add_argument("--objects", type=int, default=10)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return parser
 
@@ -63,12 +65,13 @@ def main(args: argparse.Namespace) -> int:
     ).stdout.strip()
     print(f"{device_name(args.device)}; {SMALL}; commit {commit}\n")
     shape = " x ".join(map(str, args.shape))
-    print(f"| infer.py --preview, {shape}, 10 boxes | seconds | peak memory |\n|---|---|---|")
+    print(f"| infer.py --preview, {shape}, {args.objects} boxes | seconds | peak memory |")
+    print("|---|---|---|")
     peaks = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         case = folder / "npz" / "case.npz"
-        write_case(case, tuple(args.shape), SPACING, objects=10)
+        write_case(case, tuple(args.shape), SPACING, objects=args.objects)
         for path, dtype in (
             (case, None),
             (folder / "int16.nii", np.int16),

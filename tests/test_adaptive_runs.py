@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import TINY_HYBRID, case_arrays
+from conftest import TINY_HYBRID
 from segment_anything import sam_model_registry3D
 from segment_anything.bounds import AdaptiveSettings
 from test_adaptive_training import SPACING, volumes, write_cases
-from test_train import content_of, numbers, train
+from test_train import content_of, numbers, train, write_val_case
 from train import check_resumed, get_args_parser, options_of
 from utils.checkpoint import read_checkpoint, settings_of
 from utils.prepared import write_prepared
@@ -32,11 +32,7 @@ def weights(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, weights):
     folder = tmp_path_factory.mktemp("work")
-    val = folder / "val/MR/MR_Some"
-    val.mkdir(parents=True)
-    gts = np.zeros(case_arrays()["imgs"].shape, np.uint8)
-    gts[2:7, 3:9, 4:11], gts[:3, :, 9:] = 1, 2
-    np.savez_compressed(val / "case.npz", **case_arrays(gts=gts))
+    val = write_val_case(folder / "val/MR/MR_Some")
     data = write_cases(folder / "data", 3)
     result = train(weights, data, folder, *OPTIONS, "--val_cases", str(val))
     assert result.returncode == 0, result.stderr

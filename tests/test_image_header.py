@@ -86,6 +86,7 @@ def test_headers_of_nifti_that_itk_would_mend_or_hang_on(tmp_path, nii, at, kind
     ("name", "header", "message"),
     [
         ("a.nrrd", NRRD + "data file: /etc/hostname\n\n", "expected its data in the same file"),
+        ("a.nrrd", NRRD + "data file: /tmp/a:=b\n\n", "expected its data in the same file"),
         ("a.nrrd", NRRD + "DataFile: x%d.raw 1 3 1\n\n", "expected its data in the same file"),
         ("a.nrrd", NRRD + "sizes: 8 8 8\n\n", "expected sizes once"),
         ("a.nrrd", NRRD + "content: %s%n\n\n", "expected numbers or a short text as content"),

@@ -78,6 +78,18 @@ def test_what_the_user_may_not_expect_is_told(run, tmp_path):
     assert status == 1 and f"one that is cut off or damaged {note}\n" in err
 
 
+def test_labels_without_a_preview_are_not_of_an_earlier_run(run, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("no font")
+
+    monkeypatch.setattr("utils.preview.draw_preview", fail)
+    scan = written(tmp_path / "inputs/scan.nii.gz")
+    scan.with_name("scan.json").write_text(json.dumps(OBJECTS))
+    status, _, err = run("--preview")
+    assert status == 1 and names(tmp_path / "outputs") == ["scan.nii.gz"]
+    assert "FAILED scan.nii.gz: no font\n" in err and "earlier run" not in err
+
+
 def test_outputs_never_replace_what_links_lead_to(run, tmp_path):
     scan = written(tmp_path / "scan.nii.gz")
     (tmp_path / "inputs/scan.nii.gz").symlink_to(scan)

@@ -87,15 +87,20 @@ def content_of(folder: Path, which: str = "latest") -> dict:
     return torch.load(folder / f"run/sam_model_{which}.pth", weights_only=True)
 
 
+def write_val_case(folder: Path) -> Path:
+    """A case with gts of two objects, in a new folder."""
+    folder.mkdir(parents=True)
+    gts = np.zeros(case_arrays()["imgs"].shape, np.uint8)
+    gts[2:7, 3:9, 4:11], gts[:3, :, 9:] = 1, 2
+    np.savez_compressed(folder / "case.npz", **case_arrays(gts=gts))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, weights) -> Path:
     """A run of two epochs; beside it its data."""
     folder = tmp_path_factory.mktemp("work")
-    val = folder / "val/MR/MR_Some"
-    val.mkdir(parents=True)
-    gts = np.zeros(case_arrays()["imgs"].shape, np.uint8)
-    gts[2:7, 3:9, 4:11], gts[:3, :, 9:] = 1, 2
-    np.savez_compressed(val / "case.npz", **case_arrays(gts=gts))
+    val = write_val_case(folder / "val/MR/MR_Some")
     np.savez_compressed(val / "broken.npz", **case_arrays())
     data = write_cases(folder / "data")
     result = train(weights, data, folder, "--val_cases", str(val.parent), "--val_every", "2")

@@ -93,10 +93,8 @@ def _check_nrrd(file: BinaryIO) -> None:
                 raise ValueError(f"expected a NRRD file, got one that begins with {line[:20]!r}")
         elif not line:
             return
-        elif (
-            line.startswith("#") or ":=" in line
-        ):  # comments, and what programs note for themselves
-            continue
+        elif line.startswith("#") or re.match(r"[^:]*:=", line):
+            continue  # comments, and what programs note for themselves
         else:
             key, _, value = line.partition(": ")
             if key.lower().replace(" ", "") == "datafile":

@@ -190,10 +190,10 @@ def draw_preview(
     regions = ndimage.find_objects(seg, max_label=count)
     for label, (prompts, held) in enumerate(zip(case.objects, regions, strict=True), 1):
         row, column = divmod(label - 1, across)
-        centre, (low, high) = shown_region(case, seg, label, held)
+        centre, window = shown_region(case, seg, label, held)
+        low, high = window
         for axis in range(3):
             axes = grid[row, 3 * column + axis]
-            window = np.array([low, high])
             draw_plane(axes, case, seg, axis, centre[axis], shown=label, window=window)
             _draw_clicks(axes, prompts, axis, centre[axis])
             down, right = (i for i in range(3) if i != axis)
