@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from utils.case import read_labelled_case
 from utils.command import command_predictor
+from utils.formats.case import read_labelled_case
+from utils.formats.npz import CaseError, fingerprint
 from utils.metrics import auc
-from utils.npz import CaseError, fingerprint
 from utils.options import add_model_options, checkpoint_path, int_from, load_model, model_defaults
 from utils.protocol import Predict, Round, play, predict_with
 from utils.report.folder import Folder
@@ -130,10 +130,10 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
         if args.policy == "auto":
             settings["policy"] = read_checkpoint(checkpoint_path(args)).policy
     code = hashlib.sha256()
-    # Without utils/report: another look of the page is no reason to compute again. Nor is another
-    # list of training data.
-    for source in sorted([*ROOT.glob("utils/*.py"), *ROOT.glob("segment_anything/**/*.py")]):
-        if source.name != "data_paths.py":
+    # Without report/: another look of the page is no reason to compute again. Nor is another list
+    # of training data.
+    for source in sorted([*ROOT.glob("utils/**/*.py"), *ROOT.glob("segment_anything/**/*.py")]):
+        if source.name != "data_paths.py" and "report" not in source.parts:
             code.update(source.read_bytes())
     settings["code"] = code.hexdigest()
     return settings

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from utils.formats.scan_prompts import add_prompt_options, join_negative
 from utils.memory import peak_gb
 from utils.options import CT_WINDOWS, SCAN_ENDINGS, add_model_options, load_model, parse_window
-from utils.prompt_file import add_prompt_options, join_negative
 from utils.workers import Workers
 
 # torch is imported where it is used, so that --help and messages about options come at once.
@@ -144,7 +144,7 @@ def main(args: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 2
 
-    from utils.npz import CaseError
+    from utils.formats.npz import CaseError
     from utils.preview import write_preview
 
     failed = []

@@ -151,7 +151,7 @@ def check_resumed(args: argparse.Namespace, state: "TrainState", saved: Any, cou
 
 def check_val_cases(folder: Path) -> None:
     """Raises ValueError if no case in it has gts; those that have none are named when played."""
-    from utils.case import CaseError, read_geometry
+    from utils.formats.case import CaseError, read_geometry
 
     why = f"expected .npz files in {folder}"
     for path in sorted(folder.rglob("*.npz")):
@@ -277,7 +277,7 @@ def train(
     say: Callable[[str], None],
 ) -> int:
     """Train to the last epoch; returns the exit status."""
-    from utils.files import atomic_copy
+    from utils.formats.atomic import atomic_copy
     from utils.train_log import tensorboard, write_log
     from utils.train_loop import train_epoch
     from utils.train_records import finish_epoch, validate_epoch

@@ -107,7 +107,7 @@ def nuclei(count: int):
     from scipy import ndimage
 
     from segment_anything.prompts import Box, Prompts
-    from utils.case import Case, LabelledCase
+    from utils.formats.case import Case, LabelledCase
 
     rng = np.random.default_rng(0)
     sides = (5, 7, 8) if count > 100 else (3, 4, 4)

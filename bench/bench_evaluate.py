@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "bench")]
 
 from stand_in import stand_in  # noqa: E402
-from utils.case import LabelledCase, read_labelled_case  # noqa: E402
-from utils.convert import box_of  # noqa: E402
+from utils.formats.case import LabelledCase, read_labelled_case  # noqa: E402
+from utils.formats.images import box_of  # noqa: E402
 from utils.memory import peak_gb  # noqa: E402
 from utils.protocol import Prediction, Request, Round, play  # noqa: E402
 from utils.report.folder import Folder  # noqa: E402

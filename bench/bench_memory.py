@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 from bench_encoder import device_name  # noqa: E402
 from bench_infer import run_process, write_case  # noqa: E402
 
-from utils.case import read_case  # noqa: E402
+from utils.formats.case import read_case  # noqa: E402
 from utils.published import SMALL  # noqa: E402
 
 SHAPE, SPACING = (700, 1024, 1024), (0.4, 0.4, 0.7)  # (z, y, x); (x, y, z) in mm

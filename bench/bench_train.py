@@ -180,10 +180,10 @@ def compare_data(folder: Path, args: argparse.Namespace, steps: dict[int, float]
     import torch
     from scipy.ndimage import zoom
 
-    from utils.case import read_volumes
     from utils.dataset import RoiDataset, find_cases
-    from utils.prepared import map_volumes, write_prepared
-    from utils.resample import zoom_linear, zoom_nearest, zoomed_shape
+    from utils.formats.case import read_volumes
+    from utils.formats.prepared import map_volumes, write_prepared
+    from utils.formats.resample import zoom_linear, zoom_nearest, zoomed_shape
 
     torch.set_num_threads(1)
     shape = zoomed_shape(SHAPE, SPACING, 1.5)

@@ -22,7 +22,7 @@ from segment_anything.bounds import around, roi_of  # noqa: E402
 from segment_anything.predictor3D import Canvas  # noqa: E402
 from segment_anything.prompts import Prompts  # noqa: E402
 from segment_anything.roi import Roi, crop_roi_averaged  # noqa: E402
-from utils.case import Case, read_case, write_case  # noqa: E402
+from utils.formats.case import Case, read_case, write_case  # noqa: E402
 
 SIZE = 40  # voxels of the region along each side
 BOX_FACTOR = 1.25  # sides of the region over those of the box

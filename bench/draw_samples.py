@@ -19,7 +19,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.case import read_labelled_case  # noqa: E402
+from utils.formats.case import read_labelled_case  # noqa: E402
 from utils.preview import draw_plane  # noqa: E402
 from utils.published import SMALL  # noqa: E402
 

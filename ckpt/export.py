@@ -30,7 +30,7 @@ def main(args: argparse.Namespace) -> int:
     from safetensors.torch import save
 
     from utils.checkpoint import METADATA, CheckpointError, build_model, read_checkpoint
-    from utils.files import atomic_write
+    from utils.formats.atomic import atomic_write
 
     try:
         if args.target.exists():

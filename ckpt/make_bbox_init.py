@@ -25,7 +25,7 @@ def main(args: argparse.Namespace) -> int:
     import torch
 
     from utils.checkpoint import CheckpointError, build_model, read_checkpoint
-    from utils.files import atomic_write
+    from utils.formats.atomic import atomic_write
 
     try:
         if args.target.exists():

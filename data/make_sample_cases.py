@@ -25,7 +25,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.convert import (  # noqa: E402
+from utils.formats.images import (  # noqa: E402
     boxes_of,
     read_pair,
     scale_percentiles,

@@ -20,14 +20,14 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.case import label_values  # noqa: E402
-from utils.convert import (  # noqa: E402
+from utils.formats.atomic import atomic_write  # noqa: E402
+from utils.formats.case import label_values  # noqa: E402
+from utils.formats.images import (  # noqa: E402
     boxes_of,
     read_pair,
     scale_percentiles,
     scale_window,
 )
-from utils.files import atomic_write  # noqa: E402
 from utils.options import CT_WINDOWS  # noqa: E402
 
 

@@ -27,10 +27,10 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.case import read_geometry, read_volumes  # noqa: E402
-from utils.files import atomic_write  # noqa: E402
-from utils.npz import MAX_VOLUME_BYTES, CaseError, fingerprint  # noqa: E402
-from utils.prepared import source_of, write_prepared  # noqa: E402
+from utils.formats.atomic import atomic_write  # noqa: E402
+from utils.formats.case import read_geometry, read_volumes  # noqa: E402
+from utils.formats.npz import MAX_VOLUME_BYTES, CaseError, fingerprint  # noqa: E402
+from utils.formats.prepared import source_of, write_prepared  # noqa: E402
 
 VERSION = 1  # of what is written; another one prepares all cases anew
 
@@ -86,7 +86,7 @@ def plan(path: Path, args: argparse.Namespace) -> Task:
         CaseError: It can't be used.
         OSError: It can't be read.
     """
-    from utils.resample import zoomed_shape
+    from utils.formats.resample import zoomed_shape
 
     target = None if args.native else args.spacing
     shape, label_bytes, spacing = read_geometry(path)
@@ -118,7 +118,7 @@ def prepare(task: Task) -> str:
     import numpy as np
     import torch
 
-    from utils.resample import zoom_linear, zoom_nearest, zoomed_shape
+    from utils.formats.resample import zoom_linear, zoom_nearest, zoomed_shape
 
     torch.set_num_threads(1)
     try:

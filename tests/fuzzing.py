@@ -13,8 +13,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from conftest import as_objects, case_arrays
-from utils.case import read_case
-from utils.npz import CaseError
+from utils.formats.case import read_case
+from utils.formats.npz import CaseError
 
 KEYS = ("imgs", "spacing", "boxes", "clicks", "clicks_order", "prev_pred")
 VARIANTS = 20  # of each file that is made up

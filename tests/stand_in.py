@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from segment_anything.prompts import Click  # noqa: E402
-from utils.case import Case, read_case, write_case  # noqa: E402
-from utils.npz import read_npz, read_objects  # noqa: E402
+from utils.formats.case import Case, read_case, write_case  # noqa: E402
+from utils.formats.npz import read_npz, read_objects  # noqa: E402
 
 
 def stand_in(case: Case, newest: list[Click | None]) -> np.ndarray:

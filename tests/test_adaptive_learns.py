@@ -10,10 +10,10 @@ from segment_anything.bounds import AdaptiveSettings
 from segment_anything.prompts import Box, Prompts
 from utils.adaptive_dataset import AdaptiveDataset, challenge_box
 from utils.adaptive_loop import AdaptiveLoop, graded_rounds
-from utils.case import Case, LabelledCase
 from utils.dataset import collate, find_cases
+from utils.formats.case import Case, LabelledCase
+from utils.formats.prepared import write_prepared
 from utils.policy import make_method
-from utils.prepared import write_prepared
 from utils.protocol import play, predict_with
 
 SHAPE, SPACING = (24, 50, 70), (3.0, 1.0, 0.7)

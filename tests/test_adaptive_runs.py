@@ -13,7 +13,7 @@ from test_adaptive_training import SPACING, volumes, write_cases
 from test_train import content_of, numbers, train, write_val_case
 from train import check_resumed, get_args_parser, options_of
 from utils.checkpoint import read_checkpoint, settings_of
-from utils.prepared import write_prepared
+from utils.formats.prepared import write_prepared
 
 OPTIONS = ("--recipe=adaptive", "--others_lr=1", "--synthetic=2", "--optimizer=muon")
 OPTIONS += ("--roi_factor=1.6",)

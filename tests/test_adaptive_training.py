@@ -25,7 +25,7 @@ from utils.adaptive_loop import (
 )
 from utils.clicks import largest_error_click
 from utils.dataset import collate, find_cases
-from utils.prepared import write_prepared
+from utils.formats.prepared import write_prepared
 
 SHAPE, SPACING = (24, 50, 70), (3.0, 1.0, 0.7)
 SIZE, MASK_SIZE = 32, 16

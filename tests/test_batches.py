@@ -9,7 +9,7 @@ import torch
 from conftest import SHAPE, SPACING
 from segment_anything.batches import ask_in_batches
 from segment_anything.prompts import Box, Click, Prompts
-from utils.case import Case
+from utils.formats.case import Case
 from utils.policy import make_method
 
 

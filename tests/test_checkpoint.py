@@ -239,8 +239,8 @@ def test_medims_network_gives_the_same_segmentation():
     """The whole pipeline on an independent implementation, full size."""
     from pathlib import Path
 
-    from utils.case import read_case
     from utils.checkpoint import Checkpoint
+    from utils.formats.case import read_case
     from utils.medim_backend import build_medim_model
     from utils.policy import predict_baseline
 

@@ -7,8 +7,9 @@ import pytest
 
 from seeded import DATA
 from segment_anything.prompts import Click
-from utils import clicks, safe_pickle
+from utils import clicks
 from utils.clicks import largest_error_click
+from utils.formats import safe_pickle
 from utils.metrics import NSD_MIN_DSC, auc, dsc, nsd
 
 CASES = ["eval_boxes", "eval_iso", "eval_no_boxes"]

@@ -16,8 +16,8 @@ from utils.dataset import (
     make_loader,
     round_without_point,
 )
-from utils.npz import CaseError
-from utils.prepared import write_prepared
+from utils.formats.npz import CaseError
+from utils.formats.prepared import write_prepared
 
 SHAPE = (20, 33, 41)
 SIZE = 24

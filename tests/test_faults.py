@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_scan import written
 
 from conftest import ROOT, SHAPE, case_arrays
-from test_scan import written
-from utils.case import write_case
+from utils.formats.case import write_case
 
 KILLS = 50
 WRITE_FOREVER = """
 import sys, numpy as np
 from pathlib import Path
-from utils.case import write_case
+from utils.formats.case import write_case
 segs = np.random.default_rng(0).integers(0, 256, (20, 128, 128), np.uint8)
 print("ready", flush=True)
 while True:

@@ -17,7 +17,7 @@ from conftest import ROOT, SHAPE, TINY, as_objects
 from seeded import published_weights
 from segment_anything.bounds import AdaptiveSettings
 from utils import options
-from utils.case import read_case
+from utils.formats.case import read_case
 from utils.policy import make_method, predict_baseline
 
 

@@ -8,14 +8,14 @@ import cv2
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from test_scan import image_of, write_series, written
 
 import infer
 from conftest import SHAPE, case_arrays
 from segment_anything.prompts import Box, Click, Prompts
-from test_scan import image_of, write_series, written
-from utils.case import Case
+from utils.formats.case import Case
+from utils.formats.scan_prompts import join_negative
 from utils.preview import Axis, draw_preview, shown_region, write_preview
-from utils.prompt_file import join_negative
 
 OBJECTS = {"objects": [{"box": [2, 3, 4, 5, 9, 16]}, {"clicks": [[8, 4, 15, 1], [1, 1, 1, 0]]}]}
 

@@ -10,7 +10,7 @@ from segment_anything.adaptive import Prediction
 from segment_anything.predictor3D import MAX_UNDO, Canvas, _Cache
 from segment_anything.prompts import Box, Click, Prompts
 from segment_anything.roi import Roi
-from utils.case import Case
+from utils.formats.case import Case
 from utils.policy import make_method
 
 BOX = (2, 3, 4, 8, 11, 14)

@@ -8,7 +8,7 @@ import pytest
 from seeded import DATA
 from segment_anything.prompts import Box, Click, Prompts
 from stand_in import stand_in
-from utils.case import Case, LabelledCase, read_labelled_case
+from utils.formats.case import Case, LabelledCase, read_labelled_case
 from utils.metrics import auc
 from utils.protocol import Prediction, Request, play, predict_with
 from utils.report.results import collect

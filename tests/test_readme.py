@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from test_scan import image_of, write_series
 
 from conftest import ROOT, SHAPE, case_arrays
-from test_scan import image_of, write_series
 
 README = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -159,7 +159,7 @@ def test_the_python_example_runs(clone, environment):
 
 
 def test_the_case_that_is_written_is_one(tmp_path):
-    from utils.case import read_case
+    from utils.formats.case import read_case
 
     (example,) = (text for language, text in BLOCK.findall(README) if "savez_compressed" in text)
     subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True)
@@ -168,7 +168,7 @@ def test_the_case_that_is_written_is_one(tmp_path):
 
 
 def test_the_prompt_file_is_one(tmp_path):
-    from utils.prompt_file import read_prompts
+    from utils.formats.scan_prompts import read_prompts
 
     (example,) = (text for language, text in BLOCK.findall(README) if language == "json")
     (tmp_path / "scan.json").write_text(example)

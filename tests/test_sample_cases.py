@@ -5,8 +5,8 @@ import pytest
 
 from conftest import ROOT
 from data.make_sample_cases import region_around
-from utils.case import Case, read_case
-from utils.convert import MAX_SHIFT, box_of, scale_window
+from utils.formats.case import Case, read_case
+from utils.formats.images import MAX_SHIFT, box_of, scale_window
 
 OBJECTS = {"MR_Brain_colin27.npz": 7, "CT_LungTumour_pyradiomics.npz": 1}
 SPACINGS = {  # (z, y, x) in mm

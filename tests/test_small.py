@@ -8,8 +8,8 @@ import pytest
 import infer
 from conftest import ROOT
 from utils import options
-from utils.case import read_labelled_case
 from utils.checkpoint import build_model, read_checkpoint, settings_of
+from utils.formats.case import read_labelled_case
 from utils.policy import make_method
 from utils.protocol import play, predict_with
 from utils.published import SMALL, SMALL_SHA256

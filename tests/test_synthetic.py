@@ -6,7 +6,7 @@ import torch
 
 from data import synthetic
 from data.synthetic import Source, cells, make_case, organs
-from utils.prepared import boxes_and_counts
+from utils.formats.prepared import boxes_and_counts
 
 SIDE = 40
 

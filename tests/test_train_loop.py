@@ -12,10 +12,10 @@ from segment_anything.prompts import Box, Prompts
 from test_train import write_cases
 from train import get_args_parser, make_loop
 from utils import train_loop
-from utils.case import Case, LabelledCase
 from utils.device import choose_precision
+from utils.formats.case import Case, LabelledCase
+from utils.formats.prepared import map_volumes
 from utils.policy import predict_baseline
-from utils.prepared import map_volumes
 from utils.processes import Processes
 from utils.protocol import play, predict_with
 from utils.train_loop import BadFiles, Loop, Stop, TrainingError, train_epoch

@@ -15,8 +15,8 @@ from torch.utils.data import Dataset, Sampler
 
 from segment_anything.roi import crop_roi, crop_roi_nearest, normalise, roi_around
 from utils.click_loop import FIRST_WITHOUT_POINT, LAST_WITHOUT_POINT, ROUNDS
-from utils.npz import CaseError
-from utils.prepared import PreparedCase, map_volumes, read_prepared
+from utils.formats.npz import CaseError
+from utils.formats.prepared import PreparedCase, map_volumes, read_prepared
 
 MIN_VOXELS = 1000  # labels of not more are left out, as published
 STEP = (1.0, 1.0, 1.0)  # prepared cases lie on the resampled grid

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from segment_anything import Sam3D
-    from utils.case import Case
+    from utils.formats.case import Case
 
 POLICIES = ("baseline", "adaptive")
 OPTIMIZERS = ("adamw", "muon")

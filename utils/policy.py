@@ -22,7 +22,7 @@ from segment_anything.roi import (
     resampled_range,
     roi_around,
 )
-from utils.case import Case
+from utils.formats.case import Case
 from utils.options import POLICIES
 
 TARGET_SPACING = 1.5  # mm; the resolution of the published training data

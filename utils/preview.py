@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from segment_anything.prompts import Index3, Prompts, Region
-from utils.case import Case
-from utils.files import atomic_path
+from utils.formats.atomic import atomic_path
+from utils.formats.case import Case
 
 # matplotlib is imported where it is used: it takes a second.
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from functools import partial
 import numpy as np
 
 from segment_anything.prompts import Click, Prompts, Region
-from utils.case import Case, LabelledCase
 from utils.clicks import largest_error_click
+from utils.formats.case import Case, LabelledCase
 from utils.metrics import NSD_MIN_DSC, Spacing, dsc, nsd
 
 ROUNDS = 6  # the first with boxes alone; left out where there are none

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.case import Case, read_case, write_case
-from utils.image_header import is_dicom
-from utils.npz import CaseError
+from utils.formats.case import Case, read_case, write_case
+from utils.formats.image_header import is_dicom
+from utils.formats.npz import CaseError
+from utils.formats.scan import ending_of, read_scan, stem_of, write_labels
+from utils.formats.scan_prompts import RawObject, RawPrompts, read_prompts
 from utils.options import SCAN_ENDINGS
 from utils.preview import FILE_AXES, Axis
-from utils.prompt_file import RawObject, RawPrompts, read_prompts
-from utils.scan import ending_of, read_scan, stem_of, write_labels
 
 NPZ = ".npz"
 DICOM_ENDING = SCAN_ENDINGS[0]  # for the labels of a series

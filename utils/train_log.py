@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.files import atomic_write
+from utils.formats.atomic import atomic_write
 
 # Of log.csv; those of the validation are empty in epochs without one. Mean DSC over the cases
 # after the first round, after the last one, and the area under its curve.

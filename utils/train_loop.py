@@ -19,7 +19,7 @@ from segment_anything.predictor3D import autocast
 from utils.adaptive_loop import graded_rounds
 from utils.click_loop import LoopOutput, dice
 from utils.dataset import Batch, EpochSampler, round_without_point
-from utils.prepared import PreparedCase
+from utils.formats.prepared import PreparedCase
 from utils.processes import Processes
 from utils.train_state import Progress, TrainState
 

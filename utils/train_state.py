@@ -21,7 +21,7 @@ from utils.checkpoint import (
     read_checkpoint,
     read_plain,
 )
-from utils.files import atomic_write
+from utils.formats.atomic import atomic_write
 from utils.muon import MuonAdamW, matrices
 from utils.options import OPTIMIZERS, SCHEDULERS
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from segment_anything import Sam3D
-from utils.case import Case, read_labelled_case
+from utils.formats.case import Case, read_labelled_case
 from utils.metrics import auc
 from utils.processes import Processes
 from utils.protocol import Prediction, Request, play

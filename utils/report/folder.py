@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from utils.files import atomic_write
+from utils.formats.atomic import atomic_write
 from utils.report.planes import Planes
 from utils.report.results import Result, read_planes, read_result, write_result
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.files import atomic_write
+from utils.formats.atomic import atomic_write
 from utils.metrics import auc
 from utils.protocol import ROUNDS, SECONDS_PER_OBJECT
 from utils.report.folder import Folder

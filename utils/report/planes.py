@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.case import LabelledCase
 from utils.clicks import bounding_box
+from utils.formats.case import LabelledCase
 
 MARGIN = 0.25  # of the object's extent, shown round it
 MIN_MARGIN = 6  # voxels

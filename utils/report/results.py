@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from utils.case import LabelledCase
-from utils.files import atomic_write
+from utils.formats.atomic import atomic_write
+from utils.formats.case import LabelledCase
 from utils.metrics import auc
 from utils.protocol import METRICS, ROUNDS, SECONDS_PER_OBJECT, Round
 from utils.report.planes import Planes

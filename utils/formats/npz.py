@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from utils import safe_pickle
+from utils.formats import safe_pickle
 
 T = TypeVar("T")
 

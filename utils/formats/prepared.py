@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.case import label_values, number_labels
-from utils.files import atomic_write
-from utils.npz import CaseError, map_array, read_array, read_npz
+from utils.formats.atomic import atomic_write
+from utils.formats.case import label_values, number_labels
+from utils.formats.npz import CaseError, map_array, read_array, read_npz
 
 COLUMNS = ("labels", "label_boxes", "label_counts")
 

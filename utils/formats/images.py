@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.image_header import check_header, is_dicom
-from utils.npz import MAX_VOLUME_BYTES
+from utils.formats.image_header import check_header, is_dicom
+from utils.formats.npz import MAX_VOLUME_BYTES
 
 # SimpleITK is imported where it is used: training on prepared cases needs none.
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from segment_anything.prompts import Box, Click, Index3, Prompts
-from utils.files import atomic_write
-from utils.npz import CaseError, read_array, read_form, read_npz, read_objects
+from utils.formats.atomic import atomic_write
+from utils.formats.npz import CaseError, read_array, read_form, read_npz, read_objects
 
 MAX_OBJECTS = 255  # labels of the uint8 output
 MAX_CLICKS = 100_000  # in a case

@@ -14,10 +14,10 @@ import pytest
 
 from conftest import ROOT, SHAPE, as_objects, case_arrays, inclusive_box
 from segment_anything.prompts import Box, Click
-from utils import case as case_module
-from utils import npz, safe_pickle
-from utils.case import read_case, read_labelled_case, read_segs, write_case
-from utils.npz import CaseError, fingerprint
+from utils.formats import case as case_module
+from utils.formats import npz, safe_pickle
+from utils.formats.case import read_case, read_labelled_case, read_segs, write_case
+from utils.formats.npz import CaseError, fingerprint
 
 BOXES = case_arrays()["boxes"]
 
@@ -490,5 +490,5 @@ def test_fingerprints_tell_contents_apart_not_files(write_npz, tmp_path):
 
 
 def test_reading_cases_needs_no_torch():
-    code = "import sys, utils.case, utils.protocol; sys.exit('torch' in sys.modules)"
+    code = "import sys, utils.formats.case, utils.protocol; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segment_anything.prompts import Box, Click, Prompts
-from utils.case import MAX_OBJECTS, Case
-from utils.convert import (
+from utils.formats.atomic import atomic_path
+from utils.formats.case import MAX_OBJECTS, Case
+from utils.formats.images import (
     GEOMETRY_TOLERANCE,
     read_image,
     scale_percentiles,
     scale_window,
     turned_to_lps,
 )
-from utils.files import atomic_path
-from utils.npz import CaseError
+from utils.formats.npz import CaseError
+from utils.formats.scan_prompts import RawObject, RawPrompts
 from utils.options import SCAN_ENDINGS, parse_window
 from utils.preview import Axis
-from utils.prompt_file import RawObject, RawPrompts
 
 # SimpleITK is imported where it is used: .npz cases need none.
 if TYPE_CHECKING:

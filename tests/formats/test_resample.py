@@ -8,9 +8,9 @@ import pytest
 from scipy.ndimage import zoom
 
 from conftest import ROOT
-from utils.case import read_volumes
-from utils.prepared import map_volumes, read_prepared
-from utils.resample import zoom_linear, zoom_nearest, zoomed_shape
+from utils.formats.case import read_volumes
+from utils.formats.prepared import map_volumes, read_prepared
+from utils.formats.resample import zoom_linear, zoom_nearest, zoomed_shape
 
 SCRIPT = ROOT / "data/resample_preprocess_for_CVPR_3DFM.py"
 SHAPE = (9, 25, 31)
@@ -162,7 +162,7 @@ def test_a_second_run_makes_only_what_is_missing_or_changed(tmp_path):
 
 
 def test_compressed_or_foreign_files_are_refused_with_what_to_do(tmp_path):
-    from utils.npz import CaseError
+    from utils.formats.npz import CaseError
 
     write_raw(tmp_path / "raw.npz")
     with pytest.raises(CaseError, match="raw.npz: expected a case made by data/resample"):

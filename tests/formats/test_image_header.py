@@ -10,10 +10,10 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from test_scan import VALUES, image_of, written
 
 from conftest import ROOT
-from test_scan import VALUES, image_of, written
-from utils.convert import read_image
+from utils.formats.images import read_image
 
 NRRD = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 8 8 8\nencoding: raw\n"
 META = "ObjectType = Image\nNDims = 3\nDimSize = 8 8 8\nElementType = MET_UCHAR\n"
@@ -129,7 +129,7 @@ def test_a_sheared_grid_is_refused(tmp_path):
 READ_ALL = """
 import sys
 from pathlib import Path
-from utils.convert import read_image
+from utils.formats.images import read_image
 for path in sorted(Path(sys.argv[1]).iterdir()):
     print(path, flush=True)
     try:

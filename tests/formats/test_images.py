@@ -7,8 +7,8 @@ import pytest
 import SimpleITK as sitk
 
 from data.nifti_to_npz import get_args_parser, main
-from utils.case import read_labelled_case
-from utils.convert import scale_percentiles, scale_window
+from utils.formats.case import read_labelled_case
+from utils.formats.images import scale_percentiles, scale_window
 from utils.options import CT_WINDOWS
 
 SIZE = (9, 11, 13)  # (z, y, x)

@@ -55,7 +55,7 @@ def read_prompts(path: Path) -> RawPrompts:
         CaseError: It holds something else.
         OSError: It can't be read.
     """
-    from utils.npz import CaseError
+    from utils.formats.npz import CaseError
 
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
