@@ -118,7 +118,7 @@ def check_args(args: argparse.Namespace) -> None:
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What results depend on; those of different settings are not mixed."""
-    from utils.checkpoint import read_checkpoint
+    from utils.inference.checkpoint import read_checkpoint
 
     settings: dict[str, Any] = {"time_limit": args.time_limit}
     if args.command is not None:

@@ -23,7 +23,7 @@ from utils.workers import Workers
 if TYPE_CHECKING:
     import numpy as np
 
-    from utils.source import Opened, Source
+    from utils.inference.sources import Opened, Source
 
 ROOT = Path(__file__).resolve().parent
 
@@ -123,7 +123,7 @@ def main(args: argparse.Namespace) -> int:
 
     Of several processes the first one tells whether a case failed.
     """
-    from utils.source import find_sources
+    from utils.inference.sources import find_sources
 
     ending = f".{args.output_format}" if args.output_format else None
     try:
@@ -145,7 +145,7 @@ def main(args: argparse.Namespace) -> int:
         return 2
 
     from utils.formats.npz import CaseError
-    from utils.preview import write_preview
+    from utils.inference.preview import write_preview
 
     failed = []
     is_quiet = workers.count > 1 or not sys.stderr.isatty()

@@ -67,7 +67,7 @@ def build_state(
     import torch
 
     from segment_anything.bounds import AdaptiveSettings
-    from utils.checkpoint import Checkpoint, settings_of
+    from utils.inference.checkpoint import Checkpoint, settings_of
     from utils.train_state import (
         TrainState,
         build_network,

@@ -49,7 +49,7 @@ def build_small(checkpoint: Path | None):
     """The network, its settings, and what it is called in the tables."""
     from segment_anything import sam_model_registry3D
     from segment_anything.bounds import AdaptiveSettings
-    from utils.checkpoint import build_model, read_checkpoint, settings_of
+    from utils.inference.checkpoint import build_model, read_checkpoint, settings_of
 
     if checkpoint is not None:
         read = read_checkpoint(checkpoint)
@@ -131,7 +131,7 @@ def nuclei(count: int):
 
 
 def bench_nuclei(model, settings, name: str, precision: str, args: argparse.Namespace) -> None:
-    from utils.policy import make_method
+    from utils.inference.method import make_method
     from utils.protocol import play, predict_with
 
     labelled = nuclei(args.objects)

@@ -111,9 +111,10 @@ def bench_processes(folder: Path, checkpoint: Path, args: argparse.Namespace) ->
 
 def bench_stages(folder: Path, checkpoint: Path, args: argparse.Namespace) -> None:
     """Where the time of a case goes, in this process and warm, but for loading."""
-    from utils import policy, roi
-    from utils.checkpoint import build_model, read_checkpoint
+    from utils import roi
     from utils.formats import case as case_io
+    from utils.inference import method as policy
+    from utils.inference.checkpoint import build_model, read_checkpoint
 
     synchronize = torch.cuda.synchronize if args.device == "cuda" else lambda: None
     path = folder / "stages" / "case.npz"

@@ -25,7 +25,7 @@ from bench_encoder import device_name  # noqa: E402
 from bench_infer import run_process, write_case  # noqa: E402
 
 from utils.formats.case import read_case  # noqa: E402
-from utils.published import SMALL  # noqa: E402
+from utils.inference.published import SMALL  # noqa: E402
 
 SHAPE, SPACING = (700, 1024, 1024), (0.4, 0.4, 0.7)  # (z, y, x); (x, y, z) in mm
 LIMIT_GB = 8.0

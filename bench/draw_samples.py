@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils.formats.case import read_labelled_case  # noqa: E402
-from utils.preview import draw_plane  # noqa: E402
-from utils.published import SMALL  # noqa: E402
+from utils.inference.preview import draw_plane  # noqa: E402
+from utils.inference.published import SMALL  # noqa: E402
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -42,8 +42,8 @@ def best_plane(truth: np.ndarray, axis: int) -> int:
 
 
 def main(args: argparse.Namespace) -> None:
-    from utils.checkpoint import build_model, read_checkpoint, settings_of
-    from utils.policy import make_method
+    from utils.inference.checkpoint import build_model, read_checkpoint, settings_of
+    from utils.inference.method import make_method
     from utils.protocol import play, predict_with
 
     checkpoint = read_checkpoint(args.checkpoint)

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.published import PUBLISHED, REPO_ID  # noqa: E402
+from utils.inference.published import PUBLISHED, REPO_ID  # noqa: E402
 
 
 class DownloadError(RuntimeError):

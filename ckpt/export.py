@@ -29,8 +29,8 @@ def main(args: argparse.Namespace) -> int:
     import torch
     from safetensors.torch import save
 
-    from utils.checkpoint import METADATA, CheckpointError, build_model, read_checkpoint
     from utils.formats.atomic import atomic_write
+    from utils.inference.checkpoint import METADATA, CheckpointError, build_model, read_checkpoint
 
     try:
         if args.target.exists():

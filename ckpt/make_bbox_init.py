@@ -24,8 +24,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     import torch
 
-    from utils.checkpoint import CheckpointError, build_model, read_checkpoint
     from utils.formats.atomic import atomic_write
+    from utils.inference.checkpoint import CheckpointError, build_model, read_checkpoint
 
     try:
         if args.target.exists():

@@ -9,7 +9,7 @@ import torch
 
 from seeded import published_weights, randomise
 from segment_anything import Sam3D, sam_model_registry3D
-from utils.checkpoint import Checkpoint, build_model
+from utils.inference.checkpoint import Checkpoint, build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

@@ -13,7 +13,7 @@ from utils.adaptive_loop import AdaptiveLoop, graded_rounds
 from utils.dataset import collate, find_cases
 from utils.formats.case import Case, LabelledCase
 from utils.formats.prepared import write_prepared
-from utils.policy import make_method
+from utils.inference.method import make_method
 from utils.protocol import play, predict_with
 
 SHAPE, SPACING = (24, 50, 70), (3.0, 1.0, 0.7)

@@ -12,8 +12,8 @@ from segment_anything.bounds import AdaptiveSettings
 from test_adaptive_training import SPACING, volumes, write_cases
 from test_train import content_of, numbers, train, write_val_case
 from train import check_resumed, get_args_parser, options_of
-from utils.checkpoint import read_checkpoint, settings_of
 from utils.formats.prepared import write_prepared
+from utils.inference.checkpoint import read_checkpoint, settings_of
 
 OPTIONS = ("--recipe=adaptive", "--others_lr=1", "--synthetic=2", "--optimizer=muon")
 OPTIONS += ("--roi_factor=1.6",)

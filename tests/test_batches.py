@@ -10,7 +10,7 @@ from conftest import SHAPE, SPACING
 from segment_anything.batches import ask_in_batches
 from segment_anything.prompts import Box, Click, Prompts
 from utils.formats.case import Case
-from utils.policy import make_method
+from utils.inference.method import make_method
 
 
 class Asked:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from conftest import ROOT, TINY
-from utils.checkpoint import BOX_EMBEDDINGS, build_model, read_checkpoint
-from utils.published import PUBLISHED
+from utils.inference.checkpoint import BOX_EMBEDDINGS, build_model, read_checkpoint
+from utils.inference.published import PUBLISHED
 
 CONTENT = bytes(range(256)) * 4000
 NAME = "sam_med3d_turbo_cvpr_alldata"  # no published hash: only the server's

@@ -213,7 +213,7 @@ def test_finished_cases_are_not_computed_again(run, model, tmp_path, monkeypatch
         asked.append(case.name)
         return np.zeros(case.shape, np.uint8)
 
-    monkeypatch.setattr("utils.policy.predict_baseline", predict_baseline)
+    monkeypatch.setattr("utils.inference.method.predict_baseline", predict_baseline)
     assert run(*model)[0] == 0
     after = rows(tmp_path / "out" / "metrics.csv")
     assert before[0] == after[0] and before[1] != after[1] and asked == ["b.npz"] * 6

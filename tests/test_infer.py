@@ -18,7 +18,7 @@ from seeded import published_weights
 from segment_anything.bounds import AdaptiveSettings
 from utils import options
 from utils.formats.case import read_case
-from utils.policy import make_method, predict_baseline
+from utils.inference.method import make_method, predict_baseline
 
 
 @pytest.fixture
@@ -349,7 +349,8 @@ def test_reading_overlaps_computing(run, write_npz, monkeypatch):
     """The second case is read while the first is computed."""
     write_npz("a.npz"), write_npz("b.npz")
     events = []
-    from utils import policy, source
+    from utils.inference import method as policy
+    from utils.inference import sources as source
 
     def read(path):
         events.append(f"read {path.name}")

@@ -15,7 +15,7 @@ from conftest import SHAPE, case_arrays
 from segment_anything.prompts import Box, Click, Prompts
 from utils.formats.case import Case
 from utils.formats.scan_prompts import join_negative
-from utils.preview import Axis, draw_preview, shown_region, write_preview
+from utils.inference.preview import Axis, draw_preview, shown_region, write_preview
 
 OBJECTS = {"objects": [{"box": [2, 3, 4, 5, 9, 16]}, {"clicks": [[8, 4, 15, 1], [1, 1, 1, 0]]}]}
 
@@ -82,7 +82,7 @@ def test_labels_without_a_preview_are_not_of_an_earlier_run(run, tmp_path, monke
     def fail(*_):
         raise OSError("no font")
 
-    monkeypatch.setattr("utils.preview.draw_preview", fail)
+    monkeypatch.setattr("utils.inference.preview.draw_preview", fail)
     scan = written(tmp_path / "inputs/scan.nii.gz")
     scan.with_name("scan.json").write_text(json.dumps(OBJECTS))
     status, _, err = run("--preview")

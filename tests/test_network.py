@@ -8,7 +8,7 @@ from conftest import TINY
 from seeded import DATA, published_shapes, randomise, seeded_roi
 from segment_anything import sam_model_registry3D
 from segment_anything.modeling.image_encoder3D import ImageEncoderViT3D
-from utils.checkpoint import build_empty
+from utils.inference.checkpoint import build_empty
 
 GOLDEN = np.load(DATA / "golden_model_seed0.npz")
 PROMPT_SETS = sorted({key.split("/")[0] for key in GOLDEN.files if "/" in key})

@@ -11,7 +11,7 @@ from segment_anything.predictor3D import MAX_UNDO, Canvas, _Cache
 from segment_anything.prompts import Box, Click, Prompts
 from segment_anything.roi import Roi
 from utils.formats.case import Case
-from utils.policy import make_method
+from utils.inference.method import make_method
 
 BOX = (2, 3, 4, 8, 11, 14)
 

@@ -15,7 +15,7 @@ from utils import train_loop
 from utils.device import choose_precision
 from utils.formats.case import Case, LabelledCase
 from utils.formats.prepared import map_volumes
-from utils.policy import predict_baseline
+from utils.inference.method import predict_baseline
 from utils.processes import Processes
 from utils.protocol import play, predict_with
 from utils.train_loop import BadFiles, Loop, Stop, TrainingError, train_epoch

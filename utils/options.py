@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segment_anything import __version__
-from utils.published import SMALL, find_checkpoint
+from utils.inference.published import SMALL, find_checkpoint
 
 # torch is imported where it is used, so that --help and messages about options come at once.
 if TYPE_CHECKING:
@@ -123,9 +123,14 @@ def load_model(
         FileNotFoundError: There is no checkpoint.
         ValueError: The checkpoint or the device can't be used.
     """
-    from utils.checkpoint import CheckpointError, build_model, read_checkpoint, settings_of
     from utils.device import choose_device
-    from utils.policy import make_method
+    from utils.inference.checkpoint import (
+        CheckpointError,
+        build_model,
+        read_checkpoint,
+        settings_of,
+    )
+    from utils.inference.method import make_method
 
     path = checkpoint_path(args)
     checkpoint = read_checkpoint(path)
@@ -137,7 +142,7 @@ def load_model(
     if settings and args.backend == "medim":
         raise ValueError("--backend medim: has no box corners, expected --policy baseline")
     if args.backend == "medim":
-        from utils.medim_backend import build_medim_model
+        from utils.inference.medim_backend import build_medim_model
 
         model = build_medim_model(checkpoint)
     else:

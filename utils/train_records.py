@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from utils.inference.method import make_method
 from utils.memory import peak_gb
-from utils.policy import make_method
 from utils.train_log import VALIDATION
 from utils.train_loop import Loop
 from utils.train_state import DICE_BEST, LATEST, LOSS_BEST, TrainState

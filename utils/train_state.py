@@ -13,7 +13,8 @@ from torch.optim import AdamW, Optimizer, lr_scheduler
 
 from segment_anything import Sam3D, sam_model_registry3D
 from segment_anything.bounds import AdaptiveSettings
-from utils.checkpoint import (
+from utils.formats.atomic import atomic_write
+from utils.inference.checkpoint import (
     Checkpoint,
     CheckpointError,
     check_tensors,
@@ -21,7 +22,6 @@ from utils.checkpoint import (
     read_checkpoint,
     read_plain,
 )
-from utils.formats.atomic import atomic_write
 from utils.muon import MuonAdamW, matrices
 from utils.options import OPTIMIZERS, SCHEDULERS
 

@@ -22,8 +22,8 @@ from utils.formats.images import (
 )
 from utils.formats.npz import CaseError
 from utils.formats.scan_prompts import RawObject, RawPrompts
+from utils.inference.preview import Axis
 from utils.options import SCAN_ENDINGS, parse_window
-from utils.preview import Axis
 
 # SimpleITK is imported where it is used: .npz cases need none.
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from conftest import SHAPE, SPACING
 from seeded import DATA, published_weights
 from segment_anything.prompts import Box, Click, Prompts
 from segment_anything.roi import crop_roi, normalise
-from utils.checkpoint import Checkpoint, build_model
 from utils.formats.case import Case, read_case
-from utils.policy import baseline_prompt, baseline_queries, predict_baseline, predict_rois
+from utils.inference.checkpoint import Checkpoint, build_model
+from utils.inference.method import baseline_prompt, baseline_queries, predict_baseline, predict_rois
 
 GOLDEN = sorted(p.stem for p in (DATA / "infer").glob("*.npz") if ".expected" not in p.name)
 

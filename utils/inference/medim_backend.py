@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from segment_anything import Sam3D, sam_model_registry3D
-from utils.checkpoint import (
+from utils.inference.checkpoint import (
     BOX_EMBEDDINGS,
     Checkpoint,
     CheckpointError,

@@ -12,8 +12,8 @@ from utils.formats.image_header import is_dicom
 from utils.formats.npz import CaseError
 from utils.formats.scan import ending_of, read_scan, stem_of, write_labels
 from utils.formats.scan_prompts import RawObject, RawPrompts, read_prompts
+from utils.inference.preview import FILE_AXES, Axis
 from utils.options import SCAN_ENDINGS
-from utils.preview import FILE_AXES, Axis
 
 NPZ = ".npz"
 DICOM_ENDING = SCAN_ENDINGS[0]  # for the labels of a series

@@ -12,8 +12,8 @@ from ckpt import export
 from conftest import TINY, TINY_HYBRID
 from seeded import DATA, published_weights
 from segment_anything import sam_model_registry3D
-from utils.checkpoint import BOX_EMBEDDINGS, CheckpointError, build_model, read_checkpoint
-from utils.published import CHECKPOINT_ORDER, PUBLISHED, find_checkpoint
+from utils.inference.checkpoint import BOX_EMBEDDINGS, CheckpointError, build_model, read_checkpoint
+from utils.inference.published import CHECKPOINT_ORDER, PUBLISHED, find_checkpoint
 
 META = {"model_args": TINY}
 
@@ -222,7 +222,7 @@ def test_order_of_checkpoints(tmp_path):
 def test_medim_creates_the_network_with_four_embeddings(tiny_checkpoint, tiny_model):
     import medim
 
-    from utils.medim_backend import register_medim
+    from utils.inference.medim_backend import register_medim
 
     register_medim()
     model = medim.create_model("SAM-Med3D", pretrained=True, checkpoint_path=str(tiny_checkpoint))
@@ -239,10 +239,10 @@ def test_medims_network_gives_the_same_segmentation():
     """The whole pipeline on an independent implementation, full size."""
     from pathlib import Path
 
-    from utils.checkpoint import Checkpoint
     from utils.formats.case import read_case
-    from utils.medim_backend import build_medim_model
-    from utils.policy import predict_baseline
+    from utils.inference.checkpoint import Checkpoint
+    from utils.inference.medim_backend import build_medim_model
+    from utils.inference.method import predict_baseline
 
     checkpoint = Checkpoint(Path("seeded"), published_weights())
     case = read_case(DATA / "infer" / "small_volume_padded.npz")
