@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segment_anything import __version__
-from utils.train_options import add_train_options
+from utils.training.options import add_train_options
 
 # torch is imported where it is used, so that --help and messages about options come at once.
 if TYPE_CHECKING:
     from utils.processes import Processes
-    from utils.train_loop import Loop, Stop
-    from utils.train_state import TrainState
+    from utils.training.epoch import Loop, Stop
+    from utils.training.state import TrainState
 
 ROOT = Path(__file__).resolve().parent
 
@@ -68,7 +68,7 @@ def build_state(
 
     from segment_anything.bounds import AdaptiveSettings
     from utils.inference.checkpoint import Checkpoint, settings_of
-    from utils.train_state import (
+    from utils.training.state import (
         TrainState,
         build_network,
         make_optimizer,
@@ -204,10 +204,9 @@ def make_loop(
     from torch import nn
     from torch.nn.parallel import DistributedDataParallel
 
-    from utils.adaptive_dataset import AdaptiveDataset
-    from utils.adaptive_loop import AdaptiveLoop
-    from utils.click_loop import ClickLoop
-    from utils.dataset import (
+    from utils.training.adaptive_dataset import AdaptiveDataset
+    from utils.training.adaptive_step import AdaptiveLoop
+    from utils.training.dataset import (
         CaseDataset,
         EpochSampler,
         RoiDataset,
@@ -215,7 +214,8 @@ def make_loop(
         make_loader,
         prefetch,
     )
-    from utils.train_loop import BadFiles, Loop, TrainingError, agree_on_data
+    from utils.training.epoch import BadFiles, Loop, TrainingError, agree_on_data
+    from utils.training.published_step import ClickLoop
 
     folders = options_of(args)["data"]
     is_adaptive = args.recipe == "adaptive"
@@ -278,10 +278,10 @@ def train(
 ) -> int:
     """Train to the last epoch; returns the exit status."""
     from utils.formats.atomic import atomic_copy
-    from utils.train_log import tensorboard, write_log
-    from utils.train_loop import train_epoch
-    from utils.train_records import finish_epoch, validate_epoch
-    from utils.train_state import LATEST, save_state
+    from utils.training.epoch import train_epoch
+    from utils.training.log import tensorboard, write_log
+    from utils.training.records import finish_epoch, validate_epoch
+    from utils.training.state import LATEST, save_state
 
     progress, processes = state.progress, loop.processes
     is_first = processes.rank == 0
@@ -335,8 +335,8 @@ def main(args: argparse.Namespace) -> int:
     from utils.device import choose_precision, show_gpus
     from utils.memory import keep_freed_memory
     from utils.processes import join_processes
-    from utils.train_loop import Stop, TrainingError
-    from utils.train_state import LATEST
+    from utils.training.epoch import Stop, TrainingError
+    from utils.training.state import LATEST
 
     stop = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -68,8 +68,8 @@ def measure_step(network: str, device: str, batch: int, precision: str, repeats:
     from monai.losses import DiceCELoss
 
     from segment_anything.predictor3D import PRECISIONS
-    from utils.click_loop import ROUNDS, ClickLoop, Clicks
     from utils.memory import keep_freed_memory
+    from utils.training.published_step import ROUNDS, ClickLoop, Clicks
 
     if device == "cpu" and network != "medim":
         keep_freed_memory()  # as train.py does
@@ -180,10 +180,10 @@ def compare_data(folder: Path, args: argparse.Namespace, steps: dict[int, float]
     import torch
     from scipy.ndimage import zoom
 
-    from utils.dataset import RoiDataset, find_cases
     from utils.formats.case import read_volumes
     from utils.formats.prepared import map_volumes, write_prepared
     from utils.formats.resample import zoom_linear, zoom_nearest, zoomed_shape
+    from utils.training.dataset import RoiDataset, find_cases
 
     torch.set_num_threads(1)
     shape = zoomed_shape(SHAPE, SPACING, 1.5)

@@ -21,8 +21,8 @@ from segment_anything import sam_model_registry3D
 from utils.device import show_gpus
 from utils.formats.prepared import write_prepared
 from utils.inference.checkpoint import build_model, read_checkpoint
-from utils.train_log import tensorboard
-from utils.train_state import TrainState, make_optimizer, make_scheduler, read_state, resume
+from utils.training.log import tensorboard
+from utils.training.state import TrainState, make_optimizer, make_scheduler, read_state, resume
 
 OPTIONS = ["--batch_size=1", "--accumulation_steps=2", "--num_epochs=2", "--min_voxels=20"]
 OPTIONS += ["--num_workers=0", "--device=cpu", "--lr=1e-3"]
@@ -176,8 +176,8 @@ def test_two_processes_train_as_one_with_the_double_batch(weights, tmp_path):
 
 def test_an_error_that_nobody_expects_ends_the_process_and_its_readers(weights, tmp_path):
     data = write_cases(tmp_path / "data", 3)
-    script = "import sys, train; from utils import train_loop\n"
-    script += "train_loop.dice = lambda *_: 1 / 0\n"
+    script = "import sys, train; from utils.training import epoch\n"
+    script += "epoch.dice = lambda *_: 1 / 0\n"
     script += "sys.exit(train.main(train.get_args_parser().parse_args()))"
     options = command(weights, data, tmp_path, "--num_workers=1")[1:]
     process = start(["-c", script, *options], stderr=subprocess.PIPE, cwd=ROOT)

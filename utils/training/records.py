@@ -5,10 +5,10 @@ from typing import Any
 
 from utils.inference.method import make_method
 from utils.memory import peak_gb
-from utils.train_log import VALIDATION
-from utils.train_loop import Loop
-from utils.train_state import DICE_BEST, LATEST, LOSS_BEST, TrainState
-from utils.validation import validate
+from utils.training.epoch import Loop
+from utils.training.log import VALIDATION
+from utils.training.state import DICE_BEST, LATEST, LOSS_BEST, TrainState
+from utils.training.validation import validate
 
 
 def finish_epoch(

@@ -22,8 +22,8 @@ from utils.inference.checkpoint import (
     read_checkpoint,
     read_plain,
 )
-from utils.muon import MuonAdamW, matrices
 from utils.options import OPTIMIZERS, SCHEDULERS
+from utils.training.optimizer import MuonAdamW, matrices
 
 LATEST, LOSS_BEST, DICE_BEST = (
     f"sam_model_{which}.pth" for which in ("latest", "loss_best", "dice_best")

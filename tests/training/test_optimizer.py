@@ -8,8 +8,8 @@ import torch.nn as nn
 from torch.optim import AdamW
 
 from segment_anything import sam_model_registry3D
-from utils.muon import RMS, MuonAdamW, matrices, orthogonalised
-from utils.train_state import make_optimizer
+from utils.training.optimizer import RMS, MuonAdamW, matrices, orthogonalised
+from utils.training.state import make_optimizer
 
 
 @pytest.mark.parametrize("shape", [(16, 100), (100, 16), (40, 40)])

@@ -16,12 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from segment_anything.predictor3D import autocast
-from utils.adaptive_loop import graded_rounds
-from utils.click_loop import LoopOutput, dice
-from utils.dataset import Batch, EpochSampler, round_without_point
 from utils.formats.prepared import PreparedCase
 from utils.processes import Processes
-from utils.train_state import Progress, TrainState
+from utils.training.adaptive_step import graded_rounds
+from utils.training.dataset import Batch, EpochSampler, round_without_point
+from utils.training.published_step import LoopOutput, dice
+from utils.training.state import Progress, TrainState
 
 
 class TrainingError(RuntimeError):

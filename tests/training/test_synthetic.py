@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from data import synthetic
-from data.synthetic import Source, cells, make_case, organs
 from utils.formats.prepared import boxes_and_counts
+from utils.training import synthetic
+from utils.training.synthetic import Source, cells, make_case, organs
 
 SIDE = 40
 

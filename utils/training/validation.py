@@ -13,7 +13,7 @@ from utils.metrics import auc
 from utils.processes import Processes
 from utils.protocol import Prediction, Request, play
 from utils.report.results import collect
-from utils.train_log import VALIDATION
+from utils.training.log import VALIDATION
 
 
 def validate(

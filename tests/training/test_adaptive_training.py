@@ -13,9 +13,11 @@ from segment_anything.adaptive import points_in
 from segment_anything.bounds import AdaptiveSettings, choose_bounds, roi_of
 from segment_anything.prompts import Prompts
 from segment_anything.roi import crop_roi_averaged, crop_roi_nearest, normalise
-from utils import adaptive_dataset
-from utils.adaptive_dataset import AdaptiveDataset, challenge_box, faulty
-from utils.adaptive_loop import (
+from utils.clicks import largest_error_click
+from utils.formats.prepared import write_prepared
+from utils.training import adaptive_dataset
+from utils.training.adaptive_dataset import AdaptiveDataset, challenge_box, faulty
+from utils.training.adaptive_step import (
     ADAPTIVE_ROUNDS,
     GRADED_ROUNDS,
     AdaptiveLoop,
@@ -23,9 +25,7 @@ from utils.adaptive_loop import (
     graded_rounds,
     iou_of,
 )
-from utils.clicks import largest_error_click
-from utils.dataset import collate, find_cases
-from utils.formats.prepared import write_prepared
+from utils.training.dataset import collate, find_cases
 
 SHAPE, SPACING = (24, 50, 70), (3.0, 1.0, 0.7)
 SIZE, MASK_SIZE = 32, 16

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from utils.options import OPTIMIZERS, SCHEDULERS, int_from
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +77,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         "--synthetic",
         type=int_from(0, 10**9),
         default=0,
-        help="adaptive: samples of an epoch from data/synthetic.py, beside those of --data",
+        help="adaptive: samples of an epoch from synthetic cases, beside those of --data",
     )
     loop.add_argument("--num_epochs", type=count, default=200)
     loop.add_argument("--batch_size", type=count, default=6, help="per process")

@@ -8,7 +8,9 @@ import torch
 import torchio as tio
 
 from segment_anything.roi import normalise
-from utils.dataset import (
+from utils.formats.npz import CaseError
+from utils.formats.prepared import write_prepared
+from utils.training.dataset import (
     EpochSampler,
     RoiDataset,
     collate,
@@ -16,8 +18,6 @@ from utils.dataset import (
     make_loader,
     round_without_point,
 )
-from utils.formats.npz import CaseError
-from utils.formats.prepared import write_prepared
 
 SHAPE = (20, 33, 41)
 SIZE = 24

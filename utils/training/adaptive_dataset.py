@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.synthetic import make_case
 from segment_anything.adaptive import points_in
 from segment_anything.bounds import AdaptiveSettings, choose_bounds, piece_bounds, roi_of
 from segment_anything.prompts import Box, Click, Prompts
 from segment_anything.roi import Roi, crop_roi_averaged, crop_roi_nearest, normalise
-from utils.adaptive_loop import ADAPTIVE_ROUNDS
 from utils.clicks import largest_error_click
-from utils.dataset import MIN_VOXELS, Batch, CaseDataset, Item
 from utils.formats.case import label_values
 from utils.formats.prepared import PreparedCase, boxes_and_counts, map_volumes
+from utils.training.adaptive_step import ADAPTIVE_ROUNDS
+from utils.training.dataset import MIN_VOXELS, Batch, CaseDataset, Item
+from utils.training.synthetic import make_case
 
 MAX_REPEATS = 24  # samples of a case in an epoch; its number of labels ^ (2 / 3) otherwise
 BOX_JITTER = 0.05  # of the box's side; as far as the challenge's boxes reach beyond the slice

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from segment_anything.roi import crop_roi, crop_roi_nearest, normalise, roi_around
-from utils.click_loop import FIRST_WITHOUT_POINT, LAST_WITHOUT_POINT, ROUNDS
 from utils.formats.npz import CaseError
 from utils.formats.prepared import PreparedCase, map_volumes, read_prepared
+from utils.training.published_step import FIRST_WITHOUT_POINT, LAST_WITHOUT_POINT, ROUNDS
 
 MIN_VOXELS = 1000  # labels of not more are left out, as published
 STEP = (1.0, 1.0, 1.0)  # prepared cases lie on the resampled grid

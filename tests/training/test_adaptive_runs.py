@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from test_adaptive_training import SPACING, volumes, write_cases
 
 from conftest import TINY_HYBRID
 from segment_anything import sam_model_registry3D
 from segment_anything.bounds import AdaptiveSettings
-from test_adaptive_training import SPACING, volumes, write_cases
 from test_train import content_of, numbers, train, write_val_case
 from train import check_resumed, get_args_parser, options_of
 from utils.formats.prepared import write_prepared

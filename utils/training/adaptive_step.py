@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segment_anything.modeling.sam3D import MASK_THRESHOLD
-from utils.click_loop import ClickLoop, Clicks, LoopOutput, random_error_click
 from utils.clicks import largest_error_click
+from utils.training.published_step import ClickLoop, Clicks, LoopOutput, random_error_click
 
 ADAPTIVE_ROUNDS = 6  # the first with the prompts of the sample, each other one with a click more
 GRADED_ROUNDS = 3  # have a gradient: the first, and others at random; the rest leads to them

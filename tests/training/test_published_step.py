@@ -12,7 +12,7 @@ from conftest import TINY
 from seeded import DATA, randomise, seeded_roi
 from segment_anything import sam_model_registry3D
 from segment_anything.modeling.sam3D import Upscale
-from utils.click_loop import ROUNDS, ClickLoop, Clicks, random_error_click
+from utils.training.published_step import ROUNDS, ClickLoop, Clicks, random_error_click
 
 
 def dice_ce() -> DiceCELoss:
