@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from utils.command import command_predictor
+from utils.evaluation.command import command_predictor
+from utils.evaluation.metrics import auc
+from utils.evaluation.protocol import Predict, Round, play, predict_with
+from utils.evaluation.report.folder import Folder
+from utils.evaluation.report.page import write_report
+from utils.evaluation.report.planes import cut_planes
+from utils.evaluation.report.results import Result, collect, write_segs
 from utils.formats.case import read_labelled_case
 from utils.formats.npz import CaseError, fingerprint
-from utils.metrics import auc
 from utils.options import add_model_options, checkpoint_path, int_from, load_model, model_defaults
-from utils.protocol import Predict, Round, play, predict_with
-from utils.report.folder import Folder
-from utils.report.page import write_report
-from utils.report.planes import cut_planes
-from utils.report.results import Result, collect, write_segs
 from utils.workers import Workers, run_local
 
 # torch is imported where it is used: what a command predicts needs none.

@@ -131,8 +131,8 @@ def nuclei(count: int):
 
 
 def bench_nuclei(model, settings, name: str, precision: str, args: argparse.Namespace) -> None:
+    from utils.evaluation.protocol import play, predict_with
     from utils.inference.method import make_method
-    from utils.protocol import play, predict_with
 
     labelled = nuclei(args.objects)
     segment = make_method(model, "adaptive", settings, precision=precision)

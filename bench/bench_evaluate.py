@@ -21,14 +21,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "bench")]
 
 from stand_in import stand_in  # noqa: E402
+from utils.evaluation.protocol import Prediction, Request, Round, play  # noqa: E402
+from utils.evaluation.report.folder import Folder  # noqa: E402
+from utils.evaluation.report.page import write_report  # noqa: E402
+from utils.evaluation.report.planes import cut_planes  # noqa: E402
+from utils.evaluation.report.results import collect, write_segs  # noqa: E402
 from utils.formats.case import LabelledCase, read_labelled_case  # noqa: E402
 from utils.formats.images import box_of  # noqa: E402
 from utils.memory import peak_gb  # noqa: E402
-from utils.protocol import Prediction, Request, Round, play  # noqa: E402
-from utils.report.folder import Folder  # noqa: E402
-from utils.report.page import write_report  # noqa: E402
-from utils.report.planes import cut_planes  # noqa: E402
-from utils.report.results import collect, write_segs  # noqa: E402
 
 SHAPE = (63, 512, 512)
 SPACING = (0.8, 0.8, 5.0)  # mm, (x, y, z) as the file stores it

@@ -16,8 +16,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.metrics import auc  # noqa: E402
-from utils.report.results import Result, read_result  # noqa: E402
+from utils.evaluation.metrics import auc  # noqa: E402
+from utils.evaluation.report.results import Result, read_result  # noqa: E402
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -42,9 +42,9 @@ def best_plane(truth: np.ndarray, axis: int) -> int:
 
 
 def main(args: argparse.Namespace) -> None:
+    from utils.evaluation.protocol import play, predict_with
     from utils.inference.checkpoint import build_model, read_checkpoint, settings_of
     from utils.inference.method import make_method
-    from utils.protocol import play, predict_with
 
     checkpoint = read_checkpoint(args.checkpoint)
     segment = make_method(build_model(checkpoint), checkpoint.policy, settings_of(checkpoint))

@@ -5,8 +5,8 @@ import pytest
 
 from bench import classical
 from segment_anything.prompts import Box, Click, Prompts
+from utils.evaluation.metrics import dsc
 from utils.formats.case import Case
-from utils.metrics import dsc
 
 SHAPE, SPACING = (14, 40, 50), (3.0, 1.0, 0.9)
 

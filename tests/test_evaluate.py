@@ -14,9 +14,9 @@ import pytest
 
 import evaluate
 from conftest import ROOT, SHAPE, as_objects, case_arrays, inclusive_box
-from utils.report import page
-from utils.report.folder import Folder
-from utils.report.results import grouping
+from utils.evaluation.report import page
+from utils.evaluation.report.folder import Folder
+from utils.evaluation.report.results import grouping
 
 REGIONS = (np.s_[2:7, 3:9, 4:11], np.s_[0:3, 0:14, 11:18])
 STAND_IN = f"{sys.executable} {ROOT / 'tests' / 'stand_in.py'}"

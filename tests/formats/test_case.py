@@ -490,5 +490,6 @@ def test_fingerprints_tell_contents_apart_not_files(write_npz, tmp_path):
 
 
 def test_reading_cases_needs_no_torch():
-    code = "import sys, utils.formats.case, utils.protocol; sys.exit('torch' in sys.modules)"
+    modules = "utils.formats.case, utils.evaluation.protocol"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -8,11 +8,11 @@ import pytest
 import infer
 from conftest import ROOT
 from utils import options
+from utils.evaluation.protocol import play, predict_with
 from utils.formats.case import read_labelled_case
 from utils.inference.checkpoint import build_model, read_checkpoint, settings_of
 from utils.inference.method import make_method
 from utils.inference.published import SMALL, SMALL_SHA256
-from utils.protocol import play, predict_with
 
 PATH = ROOT / "ckpt" / SMALL
 MAX_BYTES = 16_000_000

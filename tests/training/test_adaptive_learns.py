@@ -8,10 +8,10 @@ from monai.losses import DiceCELoss
 from segment_anything import sam_model_registry3D
 from segment_anything.bounds import AdaptiveSettings
 from segment_anything.prompts import Box, Prompts
+from utils.evaluation.protocol import play, predict_with
 from utils.formats.case import Case, LabelledCase
 from utils.formats.prepared import write_prepared
 from utils.inference.method import make_method
-from utils.protocol import play, predict_with
 from utils.training.adaptive_dataset import AdaptiveDataset, challenge_box
 from utils.training.adaptive_step import AdaptiveLoop, graded_rounds
 from utils.training.dataset import collate, find_cases

@@ -13,7 +13,7 @@ from segment_anything.adaptive import points_in
 from segment_anything.bounds import AdaptiveSettings, choose_bounds, roi_of
 from segment_anything.prompts import Prompts
 from segment_anything.roi import crop_roi_averaged, crop_roi_nearest, normalise
-from utils.clicks import largest_error_click
+from utils.evaluation.simulated_prompts import largest_error_click
 from utils.formats.prepared import write_prepared
 from utils.training import adaptive_dataset
 from utils.training.adaptive_dataset import AdaptiveDataset, challenge_box, faulty

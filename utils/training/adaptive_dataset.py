@@ -12,7 +12,7 @@ from segment_anything.adaptive import points_in
 from segment_anything.bounds import AdaptiveSettings, choose_bounds, piece_bounds, roi_of
 from segment_anything.prompts import Box, Click, Prompts
 from segment_anything.roi import Roi, crop_roi_averaged, crop_roi_nearest, normalise
-from utils.clicks import largest_error_click
+from utils.evaluation.simulated_prompts import largest_error_click
 from utils.formats.case import label_values
 from utils.formats.prepared import PreparedCase, boxes_and_counts, map_volumes
 from utils.training.adaptive_step import ADAPTIVE_ROUNDS

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segment_anything.modeling.sam3D import MASK_THRESHOLD
-from utils.clicks import largest_error_click
+from utils.evaluation.simulated_prompts import largest_error_click
 from utils.training.published_step import ClickLoop, Clicks, LoopOutput, random_error_click
 
 ADAPTIVE_ROUNDS = 6  # the first with the prompts of the sample, each other one with a click more

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from segment_anything import Sam3D
+from utils.evaluation.metrics import auc
+from utils.evaluation.protocol import Prediction, Request, play
+from utils.evaluation.report.results import collect
 from utils.formats.case import Case, read_labelled_case
-from utils.metrics import auc
 from utils.processes import Processes
-from utils.protocol import Prediction, Request, play
-from utils.report.results import collect
 from utils.training.log import VALIDATION
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from utils.evaluation.metrics import auc
+from utils.evaluation.protocol import METRICS, ROUNDS, SECONDS_PER_OBJECT, Round
+from utils.evaluation.report.planes import Planes
 from utils.formats.atomic import atomic_write
 from utils.formats.case import LabelledCase
-from utils.metrics import auc
-from utils.protocol import METRICS, ROUNDS, SECONDS_PER_OBJECT, Round
-from utils.report.planes import Planes
 
 _PLANES = "planes_"  # of the keys of a record
 

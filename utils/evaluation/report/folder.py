@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from utils.evaluation.report.planes import Planes
+from utils.evaluation.report.results import Result, read_planes, read_result, write_result
 from utils.formats.atomic import atomic_write
-from utils.report.planes import Planes
-from utils.report.results import Result, read_planes, read_result, write_result
 
 
 class Folder:

@@ -10,8 +10,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter
 
-from utils.protocol import ROUNDS
-from utils.report.planes import Planes
+from utils.evaluation.protocol import ROUNDS
+from utils.evaluation.report.planes import Planes
 
 TRUTH, PREDICTION, BOX = "#56B4E9", "#E69F00", "#FFFFFF"
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

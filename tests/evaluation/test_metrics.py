@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from utils import metrics
-from utils.metrics import auc, dsc, nsd
+from utils.evaluation import metrics
+from utils.evaluation.metrics import auc, dsc, nsd
 
 
 def boxes(*regions) -> np.ndarray:

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from utils.evaluation.protocol import Predict, Prediction, Request
 from utils.formats.case import read_contents, read_segs, write_round
 from utils.formats.npz import CaseError
-from utils.protocol import Predict, Prediction, Request
 
 GRACE_SECONDS = 10  # from SIGTERM, which docker passes on to its container, to SIGKILL
 

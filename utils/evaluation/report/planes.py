@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.clicks import bounding_box
+from utils.evaluation.simulated_prompts import bounding_box
 from utils.formats.case import LabelledCase
 
 MARGIN = 0.25  # of the object's extent, shown round it

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from utils.evaluation.metrics import auc
+from utils.evaluation.protocol import ROUNDS, SECONDS_PER_OBJECT
+from utils.evaluation.report.folder import Folder
+from utils.evaluation.report.planes import Planes
+from utils.evaluation.report.results import Result, write_metrics, write_metrics_objects
 from utils.formats.atomic import atomic_write
-from utils.metrics import auc
-from utils.protocol import ROUNDS, SECONDS_PER_OBJECT
-from utils.report.folder import Folder
-from utils.report.planes import Planes
-from utils.report.results import Result, write_metrics, write_metrics_objects
 
 TEMPLATE = Path(__file__).with_name("template.html")
 CONFIDENCE = 0.95
@@ -213,7 +213,7 @@ def page(
     parts = [f"<h1>Evaluation: {escape(run['method'])}</h1>", _facts_html(facts(run, results))]
     parts.append(_problems_html(results, missing))
     if results:
-        from utils.report.pictures import draw_curves, draw_seconds
+        from utils.evaluation.report.pictures import draw_curves, draw_seconds
 
         parts.append("<h2>Results</h2>" + _table_html(rows_of(results)))
         parts += [f"<p class=note>{escape(note)}</p>" for note in NOTES]
@@ -271,7 +271,7 @@ def _table_html(rows: list[Row]) -> str:
 
 
 def _pictures_html(results: list[Result], planes_of: Callable[[str], Planes]) -> str:
-    from utils.report.pictures import BOX, PREDICTION, TRUTH, draw_planes
+    from utils.evaluation.report.pictures import BOX, PREDICTION, TRUTH, draw_planes
 
     legend = "".join(
         f"<span><i style='border-color:{colour};border-style:{style}'></i>{name}</span>"

@@ -7,10 +7,10 @@ import pytest
 
 from seeded import DATA
 from segment_anything.prompts import Click
-from utils import clicks
-from utils.clicks import largest_error_click
+from utils.evaluation import simulated_prompts as clicks
+from utils.evaluation.metrics import NSD_MIN_DSC, auc, dsc, nsd
+from utils.evaluation.simulated_prompts import largest_error_click
 from utils.formats import safe_pickle
-from utils.metrics import NSD_MIN_DSC, auc, dsc, nsd
 
 CASES = ["eval_boxes", "eval_iso", "eval_no_boxes"]
 

@@ -8,10 +8,10 @@ import pytest
 from seeded import DATA
 from segment_anything.prompts import Box, Click, Prompts
 from stand_in import stand_in
+from utils.evaluation.metrics import auc
+from utils.evaluation.protocol import Prediction, Request, play, predict_with
+from utils.evaluation.report.results import collect
 from utils.formats.case import Case, LabelledCase, read_labelled_case
-from utils.metrics import auc
-from utils.protocol import Prediction, Request, play, predict_with
-from utils.report.results import collect
 
 SHAPE = (10, 14, 18)
 SPACING = (3.0, 1.0, 0.5)

@@ -9,9 +9,9 @@ from functools import partial
 import numpy as np
 
 from segment_anything.prompts import Click, Prompts, Region
-from utils.clicks import largest_error_click
+from utils.evaluation.metrics import NSD_MIN_DSC, Spacing, dsc, nsd
+from utils.evaluation.simulated_prompts import largest_error_click
 from utils.formats.case import Case, LabelledCase
-from utils.metrics import NSD_MIN_DSC, Spacing, dsc, nsd
 
 ROUNDS = 6  # the first with boxes alone; left out where there are none
 SECONDS_PER_OBJECT = 90.0  # the challenge's limit, over all rounds
