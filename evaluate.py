@@ -28,7 +28,7 @@ from utils.evaluation.report.results import Result, collect, write_segs
 from utils.formats.case import read_labelled_case
 from utils.formats.npz import CaseError, fingerprint
 from utils.options import add_model_options, checkpoint_path, int_from, load_model, model_defaults
-from utils.workers import Workers, run_local
+from utils.runtime.workers import Workers, run_local
 
 # torch is imported where it is used: what a command predicts needs none.
 ROOT = Path(__file__).resolve().parent

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from utils.formats.scan_prompts import add_prompt_options, join_negative
-from utils.memory import peak_gb
 from utils.options import CT_WINDOWS, SCAN_ENDINGS, add_model_options, load_model, parse_window
-from utils.workers import Workers
+from utils.runtime.memory import peak_gb
+from utils.runtime.workers import Workers
 
 # torch is imported where it is used, so that --help and messages about options come at once.
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from utils.training.options import add_train_options
 
 # torch is imported where it is used, so that --help and messages about options come at once.
 if TYPE_CHECKING:
-    from utils.processes import Processes
+    from utils.runtime.distributed import Processes
     from utils.training.epoch import Loop, Stop
     from utils.training.state import TrainState
 
@@ -332,9 +332,9 @@ def main(args: argparse.Namespace) -> int:
     """Returns the exit status: 0, 1 if training failed, 2 if it can't begin, 128 + a signal."""
     if args.multi_gpu and "RANK" not in os.environ:
         relaunch(args)
-    from utils.device import choose_precision, show_gpus
-    from utils.memory import keep_freed_memory
-    from utils.processes import join_processes
+    from utils.runtime.device import choose_precision, show_gpus
+    from utils.runtime.distributed import join_processes
+    from utils.runtime.memory import keep_freed_memory
     from utils.training.epoch import Stop, TrainingError
     from utils.training.state import LATEST
 

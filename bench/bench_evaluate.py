@@ -28,7 +28,7 @@ from utils.evaluation.report.planes import cut_planes  # noqa: E402
 from utils.evaluation.report.results import collect, write_segs  # noqa: E402
 from utils.formats.case import LabelledCase, read_labelled_case  # noqa: E402
 from utils.formats.images import box_of  # noqa: E402
-from utils.memory import peak_gb  # noqa: E402
+from utils.runtime.memory import peak_gb  # noqa: E402
 
 SHAPE = (63, 512, 512)
 SPACING = (0.8, 0.8, 5.0)  # mm, (x, y, z) as the file stores it

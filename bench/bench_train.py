@@ -68,7 +68,7 @@ def measure_step(network: str, device: str, batch: int, precision: str, repeats:
     from monai.losses import DiceCELoss
 
     from segment_anything.predictor3D import PRECISIONS
-    from utils.memory import keep_freed_memory
+    from utils.runtime.memory import keep_freed_memory
     from utils.training.published_step import ROUNDS, ClickLoop, Clicks
 
     if device == "cpu" and network != "medim":

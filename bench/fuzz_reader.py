@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests"))
 
 from fuzzing import MAX_GROWTH_GB, MAX_SECONDS, Watch, check_file, files  # noqa: E402
-from utils.memory import peak_gb  # noqa: E402
+from utils.runtime.memory import peak_gb  # noqa: E402
 
 CHUNK = 500  # examples of a seed; each is some 20 files
 

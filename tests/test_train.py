@@ -18,9 +18,9 @@ import torch
 
 from conftest import ROOT, TINY, case_arrays
 from segment_anything import sam_model_registry3D
-from utils.device import show_gpus
 from utils.formats.prepared import write_prepared
 from utils.inference.checkpoint import build_model, read_checkpoint
+from utils.runtime.device import show_gpus
 from utils.training.log import tensorboard
 from utils.training.state import TrainState, make_optimizer, make_scheduler, read_state, resume
 

@@ -123,7 +123,6 @@ def load_model(
         FileNotFoundError: There is no checkpoint.
         ValueError: The checkpoint or the device can't be used.
     """
-    from utils.device import choose_device
     from utils.inference.checkpoint import (
         CheckpointError,
         build_model,
@@ -131,6 +130,7 @@ def load_model(
         settings_of,
     )
     from utils.inference.method import make_method
+    from utils.runtime.device import choose_device
 
     path = checkpoint_path(args)
     checkpoint = read_checkpoint(path)

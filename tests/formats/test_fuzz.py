@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from fuzzing import MAX_GROWTH_GB, WHOLE, Watch, check_file, files
-from utils.memory import peak_gb
+from utils.runtime.memory import peak_gb
 
 
 @pytest.fixture(scope="module")

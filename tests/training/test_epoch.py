@@ -11,12 +11,12 @@ from segment_anything import sam_model_registry3D
 from segment_anything.prompts import Box, Prompts
 from test_train import write_cases
 from train import get_args_parser, make_loop
-from utils.device import choose_precision
 from utils.evaluation.protocol import play, predict_with
 from utils.formats.case import Case, LabelledCase
 from utils.formats.prepared import map_volumes
 from utils.inference.method import predict_baseline
-from utils.processes import Processes
+from utils.runtime.device import choose_precision
+from utils.runtime.distributed import Processes
 from utils.training import epoch as train_loop
 from utils.training.epoch import BadFiles, Loop, Stop, TrainingError, train_epoch
 from utils.training.state import (

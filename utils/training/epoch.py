@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from segment_anything.predictor3D import autocast
 from utils.formats.prepared import PreparedCase
-from utils.processes import Processes
+from utils.runtime.distributed import Processes
 from utils.training.adaptive_step import graded_rounds
 from utils.training.dataset import Batch, EpochSampler, round_without_point
 from utils.training.published_step import LoopOutput, dice

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.inference.method import make_method
-from utils.memory import peak_gb
+from utils.runtime.memory import peak_gb
 from utils.training.epoch import Loop
 from utils.training.log import VALIDATION
 from utils.training.state import DICE_BEST, LATEST, LOSS_BEST, TrainState

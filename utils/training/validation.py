@@ -12,7 +12,7 @@ from utils.evaluation.metrics import auc
 from utils.evaluation.protocol import Prediction, Request, play
 from utils.evaluation.report.results import collect
 from utils.formats.case import Case, read_labelled_case
-from utils.processes import Processes
+from utils.runtime.distributed import Processes
 from utils.training.log import VALIDATION
 
 

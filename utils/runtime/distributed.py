@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from utils.device import choose_device
+from utils.runtime.device import choose_device
 
 # One of them may validate or write a checkpoint for long, while the others wait.
 TIMEOUT = timedelta(hours=2)
