@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from utils.evaluation.command import command_predictor
 from utils.evaluation.metrics import auc
-from utils.evaluation.protocol import Predict, Round, play, predict_with
+from utils.evaluation.protocol import Round, RoundPredictor, play, timed_predictor
 from utils.evaluation.report.folder import Folder
 from utils.evaluation.report.page import write_report
-from utils.evaluation.report.planes import cut_planes
 from utils.evaluation.report.results import Result, collect, write_segs
+from utils.evaluation.report.slices import cut_slices
 from utils.formats.case import read_labelled_case
 from utils.formats.npz import CaseError, fingerprint
 from utils.options import add_model_options, checkpoint_path, int_from, load_model, model_defaults
@@ -116,7 +116,7 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError(f"--outputs {args.outputs}: expected a folder outside of --cases")
 
 
-def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+def results_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What results depend on; those of different settings are not mixed."""
     from utils.inference.checkpoint import read_checkpoint
 
@@ -139,7 +139,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     return settings
 
 
-def about(args: argparse.Namespace) -> dict[str, str]:
+def report_facts(args: argparse.Namespace) -> dict[str, str]:
     """What a reader of the report wants to know beside the settings."""
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     commit = ""
@@ -151,21 +151,21 @@ def about(args: argparse.Namespace) -> dict[str, str]:
 
 def prepare(folder: Folder, args: argparse.Namespace) -> int:
     try:
-        folder.prepare(settings_of(args), about(args), args.restart)
+        folder.prepare(results_settings(args), report_facts(args), args.restart)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
 
 
-def load_method(args: argparse.Namespace) -> Predict:
+def load_predictor(args: argparse.Namespace) -> RoundPredictor:
     """This repository's network as the method."""
     _, segment = load_model(args)
-    return predict_with(segment)
+    return timed_predictor(segment)
 
 
 def evaluate_entry(
-    entry: Entry, folder: Folder, method: Predict | None, args: argparse.Namespace
+    entry: Entry, folder: Folder, method: RoundPredictor | None, args: argparse.Namespace
 ) -> Result:
     """Play the protocol on a case, unless that is done; keep what comes out."""
     if entry.truth_path is not None and not entry.truth_path.is_file():
@@ -175,7 +175,7 @@ def evaluate_entry(
     if result is not None:
         return result
     labelled = read_labelled_case(entry.path, entry.truth_path)
-    predictor: AbstractContextManager[Predict]
+    predictor: AbstractContextManager[RoundPredictor]
     if method is None:
         log = folder.log(entry.name)
         predictor = command_predictor(args.command, entry.path, log)
@@ -190,7 +190,7 @@ def evaluate_entry(
     if args.save != "none":
         write_segs(folder.segs(entry.name), segs, args.save == "all")
     result = collect(entry.name, labelled, rounds)
-    folder.finish(result, cut_planes(labelled, segs[-1], result.typical), identity)
+    folder.finish(result, cut_slices(labelled, segs[-1], result.typical), identity)
     return result
 
 
@@ -229,7 +229,7 @@ def main(args: argparse.Namespace) -> int:
     if status:
         return status
     try:
-        method = None if args.command is not None else load_method(args)
+        method = None if args.command is not None else load_predictor(args)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -67,7 +67,7 @@ def build_state(
     import torch
 
     from segment_anything.bounds import AdaptiveSettings
-    from utils.inference.checkpoint import Checkpoint, settings_of
+    from utils.inference.checkpoint import Checkpoint, adaptive_settings
     from utils.training.state import (
         TrainState,
         build_network,
@@ -104,7 +104,7 @@ def build_state(
     scheduler = make_scheduler(optimizer, args.lr_scheduler, args.step_size, args.gamma)
     scaler = torch.amp.GradScaler(processes.device.type, enabled=precision == "fp16")
     policy = "adaptive" if args.recipe == "adaptive" else "baseline"
-    settings = settings_of(checkpoint) if checkpoint else AdaptiveSettings()
+    settings = adaptive_settings(checkpoint) if checkpoint else AdaptiveSettings()
     named = {key: getattr(args, key) for key in ("roi_factor", "roi_spacing")}
     settings = replace(settings, **{k: v for k, v in named.items() if v is not None})
     state = TrainState(
@@ -172,7 +172,7 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     return options | {"data": [str(folder) for folder in folders]}
 
 
-def about(args: argparse.Namespace, processes: "Processes") -> dict[str, Any]:
+def run_facts(args: argparse.Namespace, processes: "Processes") -> dict[str, Any]:
     """For the checkpoint: the options, the data, and what they ran on."""
     import torch
 
@@ -205,7 +205,7 @@ def make_loop(
     from torch.nn.parallel import DistributedDataParallel
 
     from utils.training.adaptive_dataset import AdaptiveDataset
-    from utils.training.adaptive_step import AdaptiveLoop
+    from utils.training.adaptive_step import AdaptiveStep
     from utils.training.dataset import (
         CaseDataset,
         EpochSampler,
@@ -215,7 +215,7 @@ def make_loop(
         prefetch,
     )
     from utils.training.epoch import BadFiles, Loop, TrainingError, agree_on_data
-    from utils.training.published_step import ClickLoop
+    from utils.training.published_step import PublishedStep
 
     folders = options_of(args)["data"]
     is_adaptive = args.recipe == "adaptive"
@@ -246,7 +246,7 @@ def make_loop(
 
     loss = DiceCELoss(sigmoid=True, squared_pred=True)
     save_memory = args.save_memory if args.save_memory is not None else device.type == "cuda"
-    loop = AdaptiveLoop if is_adaptive else ClickLoop
+    loop = AdaptiveStep if is_adaptive else PublishedStep
     step: nn.Module = loop(state.model, loss, args.multi_click, save_memory)
     if processes.count > 1:
         step = DistributedDataParallel(
@@ -367,7 +367,7 @@ def main(args: argparse.Namespace) -> int:
             precision = choose_precision(args.amp, processes.device)
             state = build_state(args, latest, processes, precision, say)
             loop = make_loop(args, state, processes, precision, stop)
-            options = about(args, processes)
+            options = run_facts(args, processes)
             if processes.rank == 0:
                 (folder / "options.json").write_text(json.dumps(options, indent=2) + "\n")
             return train(args, folder, loop, state, options, say)

@@ -49,11 +49,11 @@ def build_small(checkpoint: Path | None):
     """The network, its settings, and what it is called in the tables."""
     from segment_anything import sam_model_registry3D
     from segment_anything.bounds import AdaptiveSettings
-    from utils.inference.checkpoint import build_model, read_checkpoint, settings_of
+    from utils.inference.checkpoint import adaptive_settings, build_model, read_checkpoint
 
     if checkpoint is not None:
         read = read_checkpoint(checkpoint)
-        return build_model(read), settings_of(read), f"{read.model_type}, trained"
+        return build_model(read), adaptive_settings(read), f"{read.model_type}, trained"
     torch.manual_seed(0)
     model = sam_model_registry3D["hybrid_s"]().eval()
     return model, AdaptiveSettings(), "hybrid_s, random weights"
@@ -131,12 +131,12 @@ def nuclei(count: int):
 
 
 def bench_nuclei(model, settings, name: str, precision: str, args: argparse.Namespace) -> None:
-    from utils.evaluation.protocol import play, predict_with
-    from utils.inference.method import make_method
+    from utils.evaluation.protocol import play, timed_predictor
+    from utils.inference.method import make_segmenter
 
     labelled = nuclei(args.objects)
-    segment = make_method(model, "adaptive", settings, precision=precision)
-    rounds = [played for played, _ in play(labelled, predict_with(segment), math.inf)]
+    segment = make_segmenter(model, "adaptive", settings, precision=precision)
+    rounds = [played for played, _ in play(labelled, timed_predictor(segment), math.inf)]
     seconds = [played.seconds for played in rounds]
     curve = " ".join(f"{played.scores[:, 0].mean():.3f}" for played in rounds)
     print(

@@ -21,11 +21,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "bench")]
 
 from stand_in import stand_in  # noqa: E402
-from utils.evaluation.protocol import Prediction, Request, Round, play  # noqa: E402
+from utils.evaluation.protocol import Round, RoundInput, RoundOutput, play  # noqa: E402
 from utils.evaluation.report.folder import Folder  # noqa: E402
 from utils.evaluation.report.page import write_report  # noqa: E402
-from utils.evaluation.report.planes import cut_planes  # noqa: E402
 from utils.evaluation.report.results import collect, write_segs  # noqa: E402
+from utils.evaluation.report.slices import cut_slices  # noqa: E402
 from utils.formats.case import LabelledCase, read_labelled_case  # noqa: E402
 from utils.formats.images import box_of  # noqa: E402
 from utils.runtime.memory import peak_gb  # noqa: E402
@@ -78,10 +78,10 @@ def make_case(labels: Path | None, path: Path) -> LabelledCase:
     return read_labelled_case(path)
 
 
-def predict(request: Request) -> Prediction:
+def predict(request: RoundInput) -> RoundOutput:
     start = time.perf_counter()
     newest = list(request.rounds[-1]) if request.rounds else []
-    return Prediction(stand_in(request.case, newest), time.perf_counter() - start)
+    return RoundOutput(stand_in(request.case, newest), time.perf_counter() - start)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -128,7 +128,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"| predictions of all rounds saved | {time.perf_counter() - start:.1f} s | |")
         folder.prepare({"code": "", "time_limit": 0.0}, dict(method="", commit="", date=""), False)
         result = collect("case.npz", labelled, rounds)
-        folder.finish(result, cut_planes(labelled, segs[-1], result.typical), "")
+        folder.finish(result, cut_slices(labelled, segs[-1], result.typical), "")
         start = time.perf_counter()
         write_report(folder, ["case.npz"])
         print(f"| report | {time.perf_counter() - start:.1f} s | {peak_gb():.1f} GB |")

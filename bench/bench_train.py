@@ -69,12 +69,12 @@ def measure_step(network: str, device: str, batch: int, precision: str, repeats:
 
     from segment_anything.predictor3D import PRECISIONS
     from utils.runtime.memory import keep_freed_memory
-    from utils.training.published_step import ROUNDS, ClickLoop, Clicks
+    from utils.training.published_step import ROUNDS, Clicks, PublishedStep
 
     if device == "cpu" and network != "medim":
         keep_freed_memory()  # as train.py does
     loss = DiceCELoss(sigmoid=True, squared_pred=True)
-    loop = ClickLoop(build(network).to(device), loss, save_memory=network == "saving")
+    loop = PublishedStep(build(network).to(device), loss, save_memory=network == "saving")
     generator = torch.Generator().manual_seed(1)
     image = torch.randn(batch, 1, SIZE, SIZE, SIZE, generator=generator).to(device)
     truth = torch.zeros(image.shape, dtype=torch.bool, device=device)

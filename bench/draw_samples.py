@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils.formats.case import read_labelled_case  # noqa: E402
-from utils.inference.preview import draw_plane  # noqa: E402
+from utils.inference.preview import draw_slice  # noqa: E402
 from utils.inference.published import SMALL  # noqa: E402
 
 
@@ -42,24 +42,26 @@ def best_plane(truth: np.ndarray, axis: int) -> int:
 
 
 def main(args: argparse.Namespace) -> None:
-    from utils.evaluation.protocol import play, predict_with
-    from utils.inference.checkpoint import build_model, read_checkpoint, settings_of
-    from utils.inference.method import make_method
+    from utils.evaluation.protocol import play, timed_predictor
+    from utils.inference.checkpoint import adaptive_settings, build_model, read_checkpoint
+    from utils.inference.method import make_segmenter
 
     checkpoint = read_checkpoint(args.checkpoint)
-    segment = make_method(build_model(checkpoint), checkpoint.policy, settings_of(checkpoint))
+    segment = make_segmenter(
+        build_model(checkpoint), checkpoint.policy, adaptive_settings(checkpoint)
+    )
     paths = sorted((ROOT / "inputs").glob("*.npz"))
     figure, grid = plt.subplots(2 * len(paths), 3, figsize=(8, 5.4 * len(paths)), dpi=100)
     figure.set_facecolor("white")
     for i, path in enumerate(paths):
         labelled = read_labelled_case(path, ROOT / "data/sample_gts" / path.name)
-        rounds = list(play(labelled, predict_with(segment)))
+        rounds = list(play(labelled, timed_predictor(segment)))
         curve = [played.scores[:, 0].mean() for played, _ in rounds]
         print(path.stem, " ".join(f"{value:.3f}" for value in curve))
         for row, (when, number) in enumerate((("boxes alone", 0), ("5 clicks per object", -1))):
             for axis, axes in enumerate(grid[2 * i + row]):
                 at = best_plane(labelled.truth, axis)
-                draw_plane(axes, labelled.case, rounds[number][1], axis, at, labelled.truth)
+                draw_slice(axes, labelled.case, rounds[number][1], axis, at, labelled.truth)
             title = f"{path.stem}, {when}: mean DSC {curve[number]:.2f}"
             grid[2 * i + row][0].set_title(title, fontsize=9, loc="left")
     figure.tight_layout()

@@ -15,7 +15,7 @@ from segment_anything.bounds import (
     AdaptiveSettings,
     bounds_of,
     choose_bounds,
-    piece_bounds,
+    refinement_bounds,
     roi_of,
     union,
 )
@@ -23,8 +23,8 @@ from segment_anything.modeling.sam3D import MASK_THRESHOLD
 from segment_anything.prompts import Click, Index3, Prompts, Region
 from segment_anything.roi import Roi, crop_roi_nearest, sample_linear
 
-MAX_GROWTHS = 2  # times that an object is predicted again since its mask touches the border
-PIECE_BLEND = 0.25  # of a piece's side, from its border inwards, over which it fades in
+MAX_EXPANSIONS = 2  # times that an object is predicted again since its mask touches the border
+REFINEMENT_BLEND = 0.25  # of a piece's side, from its border inwards, over which it fades in
 KEPT_LOGIT = 1.0  # of what is kept as it was since there is nothing to ask
 RIGHT_LOGIT = 100.0  # of what is known to be right, whatever other objects claim
 
@@ -49,7 +49,7 @@ class Mask:
 
 
 @dataclass(frozen=True)
-class Request:
+class ObjectRequest:
     """An object to segment.
 
     Attributes:
@@ -62,7 +62,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Query:
+class RoiQuery:
     """What the network is asked: the prompts in voxels of the ROI, the mask in those of the mask.
 
     Attributes:
@@ -79,7 +79,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Answer:
+class RoiAnswer:
     """(M, M, M) float32 logits, and their predicted IoU."""
 
     logits: np.ndarray
@@ -173,13 +173,13 @@ def _ends_before(roi: Roi, axis: int) -> bool:
 
 
 def segment_object(
-    request: Request,
+    request: ObjectRequest,
     shape: Index3,
     spacing: Sequence[float],
     size: int,
     mask_size: int,
     settings: AdaptiveSettings,
-) -> Generator[Query, Answer, Prediction]:
+) -> Generator[RoiQuery, RoiAnswer, Prediction]:
     """Segment an object by asking the network.
 
     The whole object is asked for on one ROI, on a larger one while the mask touches its border.
@@ -202,16 +202,16 @@ def segment_object(
     if bounds is None or not is_asked or is_right:
         return unchanged(previous, shape, RIGHT_LOGIT if is_right else KEPT_LOGIT)
     extension = EXTENSION * (bounds[1] - bounds[0])
-    for growth in range(MAX_GROWTHS + 1):
+    for growth in range(MAX_EXPANSIONS + 1):
         roi = roi_of(bounds, size, stride, shape)
         low_roi = roi.coarse(stride)
         mask = np.zeros([mask_size] * 3, bool)
         if previous is not None and kept is not None:
             mask = previous.crop(low_roi)
-        answer = yield Query(roi, *points_in(prompts, roi), mask)
+        answer = yield RoiQuery(roi, *points_in(prompts, roi), mask)
         whole = Patch(low_roi, answer.logits)
         faces = touched(answer.logits, low_roi)
-        if growth == MAX_GROWTHS or not faces.any():
+        if growth == MAX_EXPANSIONS or not faces.any():
             break
         bounds = bounds + faces * [[-1.0], [1.0]] * extension
 
@@ -219,11 +219,11 @@ def segment_object(
     for click in prompts.clicks:
         if is_obeyed(click, patches):
             continue
-        piece = roi_of(piece_bounds(bounds, click.point), size, stride, shape)
+        piece = roi_of(refinement_bounds(bounds, click.point), size, stride, shape)
         piece_low = piece.coarse(stride)
         positions = [piece_low.positions(axis)[0] for axis in range(3)]
         mask = render(patches, positions) > MASK_THRESHOLD
-        piece_answer = yield Query(piece, *points_in(prompts, piece), mask)
+        piece_answer = yield RoiQuery(piece, *points_in(prompts, piece), mask)
         patches.append(Patch(piece_low, piece_answer.logits))
     return assemble(patches, shape, answer.iou)
 
@@ -317,7 +317,7 @@ def _fade(roi: Roi, axis: int, position: np.ndarray) -> np.ndarray:
         ends[0] = low
     if _ends_before(roi, axis):
         ends[1] = 1 - low
-    return np.clip(ends.min(axis=0) / PIECE_BLEND, 0, 1).astype(np.float32)
+    return np.clip(ends.min(axis=0) / REFINEMENT_BLEND, 0, 1).astype(np.float32)
 
 
 def _span(weight: np.ndarray) -> slice:

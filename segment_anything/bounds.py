@@ -19,7 +19,7 @@ MIN_CLICKED = 1 / 3  # least side without a box, over that of the first click's 
 SIDE_RATIO = 1.25  # between the sides that a ROI without a box may have
 EXTENSION = 0.25  # of its sides, by which a ROI grows until it holds what it must
 MARGIN = 1 / 16  # of its sides: nearer to the border than that needs an extension
-PIECE = 0.5  # sides of a piece over those of the ROI
+REFINEMENT_SCALE = 0.5  # sides of a piece over those of the ROI
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,6 @@ def roi_of(bounds: np.ndarray, size: int, stride: int, shape: Index3) -> Roi:
     return Roi(size, (z, y, x), (tz, ty, tx), shape)
 
 
-def piece_bounds(bounds: np.ndarray, point: Index3) -> np.ndarray:
+def refinement_bounds(bounds: np.ndarray, point: Index3) -> np.ndarray:
     """Of a piece of `bounds` round a voxel, with its proportions."""
-    return np.array(point) + 0.5 + np.outer([-0.5, 0.5], PIECE * (bounds[1] - bounds[0]))
+    return np.array(point) + 0.5 + np.outer([-0.5, 0.5], REFINEMENT_SCALE * (bounds[1] - bounds[0]))

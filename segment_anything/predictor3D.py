@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from segment_anything.adaptive import Answer, Mask, Prediction, Query, Request, segment_object
+from segment_anything.adaptive import (
+    Mask,
+    ObjectRequest,
+    Prediction,
+    RoiAnswer,
+    RoiQuery,
+    segment_object,
+)
 from segment_anything.batches import ask_in_batches
 from segment_anything.bounds import AdaptiveSettings
 from segment_anything.modeling.sam3D import (
@@ -201,7 +208,7 @@ class SamPredictor3D:
             previous = Mask((z, y, x), mask)
         box = prompts.box if box is None else self._box(box)
         prompts = Prompts(box, prompts.clicks + added).newest
-        (prediction,) = self.segment([Request(prompts, previous)])
+        (prediction,) = self.segment([ObjectRequest(prompts, previous)])
         self._objects[obj] = [*steps[-MAX_UNDO:], _Step(prompts, prediction)]
         return prediction
 
@@ -234,16 +241,18 @@ class SamPredictor3D:
             canvas.paint(obj, last.prediction)
         return canvas.seg
 
-    def segment(self, requests: Sequence[Request]) -> Iterator[Prediction]:
+    def segment(self, requests: Sequence[ObjectRequest]) -> Iterator[Prediction]:
         """Segment objects, and hold none of them."""
         for first in range(0, len(requests), self.batch_size):
             yield from self._segment_together(requests[first : first + self.batch_size])
 
-    def _segment_together(self, requests: Sequence[Request]) -> list[Prediction]:
+    def _segment_together(self, requests: Sequence[ObjectRequest]) -> list[Prediction]:
         done: dict[int, Prediction] = {}
-        asking: dict[int, tuple[Generator[Query, Answer, Prediction], Query]] = {}
+        asking: dict[int, tuple[Generator[RoiQuery, RoiAnswer, Prediction], RoiQuery]] = {}
 
-        def go_on(i: int, generator: Generator[Query, Answer, Prediction], answer: Any) -> None:
+        def go_on(
+            i: int, generator: Generator[RoiQuery, RoiAnswer, Prediction], answer: Any
+        ) -> None:
             try:
                 asking[i] = generator, generator.send(answer)
             except StopIteration as end:
@@ -264,14 +273,14 @@ class SamPredictor3D:
                 go_on(i, generator, answer)
         return [done[i] for i in range(len(requests))]
 
-    def _ask(self, queries: Sequence[Query]) -> list[Answer]:
+    def _ask(self, queries: Sequence[RoiQuery]) -> list[RoiAnswer]:
         with torch.inference_mode(), autocast(self.model.device, self.precision):
             embeddings = self._embeddings([query.roi for query in queries])
             # Points that only fill a batch up would be seen by the ViT's decoder.
             by_count: dict[int, list[int]] = {}
             for i, query in enumerate(queries):
                 by_count.setdefault(len(query.points), []).append(i)
-            answers: dict[int, Answer] = {}
+            answers: dict[int, RoiAnswer] = {}
             for group in by_count.values():
                 alike = [queries[i] for i in group]
                 answers |= zip(
@@ -279,7 +288,9 @@ class SamPredictor3D:
                 )
         return [answers[i] for i in range(len(queries))]
 
-    def _decode(self, embeddings: Sequence[Embedding], queries: Sequence[Query]) -> list[Answer]:
+    def _decode(
+        self, embeddings: Sequence[Embedding], queries: Sequence[RoiQuery]
+    ) -> list[RoiAnswer]:
         """Of queries with the same number of points."""
         device = self.model.device
         points, labels, masks = (
@@ -290,7 +301,7 @@ class SamPredictor3D:
             join_embeddings(embeddings), (points, labels), mask_prompt=masks[:, None].float()
         )
         logits = low_res_mask[:, 0].float().cpu().numpy()
-        return [Answer(*pair) for pair in zip(logits, iou[:, 0].tolist(), strict=True)]
+        return [RoiAnswer(*pair) for pair in zip(logits, iou[:, 0].tolist(), strict=True)]
 
     def _embeddings(self, rois: Sequence[Roi]) -> list[Embedding]:
         """Of each ROI, computed where it is not held."""

@@ -18,7 +18,7 @@ from seeded import published_weights
 from segment_anything.bounds import AdaptiveSettings
 from utils import options
 from utils.formats.case import read_case
-from utils.inference.method import make_method, predict_baseline
+from utils.inference.method import make_segmenter, predict_baseline
 
 
 @pytest.fixture
@@ -168,10 +168,10 @@ def test_policy_args_are_obeyed_or_refused(run, write_npz, tmp_path, tiny_model)
     torch.save(content, tmp_path / "wide.pth")
     status, out, _ = run(checkpoint=tmp_path / "wide.pth")
     assert status == 0 and "adaptive policy" in out
-    segment = make_method(tiny_model, "adaptive", AdaptiveSettings(roi_factor=3.0))
+    segment = make_segmenter(tiny_model, "adaptive", AdaptiveSettings(roi_factor=3.0))
     segs = segs_of(tmp_path / "outputs" / path.name)
     np.testing.assert_array_equal(segs, segment(read_case(path)))
-    assert (segs != make_method(tiny_model, "adaptive")(read_case(path))).any()
+    assert (segs != make_segmenter(tiny_model, "adaptive")(read_case(path))).any()
     torch.save(content | {"policy_args": {"roi_scale": 3.0}}, tmp_path / "odd.pth")
     status, _, err = run(checkpoint=tmp_path / "odd.pth")
     assert status == 2 and "odd.pth: policy_args can't be obeyed" in err and "roi_scale" in err

@@ -125,11 +125,11 @@ def load_model(
     """
     from utils.inference.checkpoint import (
         CheckpointError,
+        adaptive_settings,
         build_model,
         read_checkpoint,
-        settings_of,
     )
-    from utils.inference.method import make_method
+    from utils.inference.method import make_segmenter
     from utils.runtime.device import choose_device
 
     path = checkpoint_path(args)
@@ -138,7 +138,7 @@ def load_model(
     policy = checkpoint.policy if args.policy == "auto" else args.policy
     if policy not in POLICIES:
         raise CheckpointError(f"{path.name}: expected a policy of {POLICIES}, got {policy!r}")
-    settings = settings_of(checkpoint) if policy == "adaptive" else None
+    settings = adaptive_settings(checkpoint) if policy == "adaptive" else None
     if settings and args.backend == "medim":
         raise ValueError("--backend medim: has no box corners, expected --policy baseline")
     if args.backend == "medim":
@@ -155,5 +155,5 @@ def load_model(
     print(f"{path.name}: {args.backend} network, {policy} policy, {args.precision} on {device}")
     for notice in checkpoint.notices:
         print(f"{path.name}: {notice}")
-    method = make_method(model, policy, settings, args.seed, args.batch_size, args.precision)
+    method = make_segmenter(model, policy, settings, args.seed, args.batch_size, args.precision)
     return model, method

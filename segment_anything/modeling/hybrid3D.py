@@ -53,7 +53,7 @@ class Doubling3D(nn.Module):
         nn.init.uniform_(self.linear.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        return interleave(self.linear(x.movedim(1, -1)).movedim(-1, 1))
+        return pixel_shuffle3d(self.linear(x.movedim(1, -1)).movedim(-1, 1))
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -64,14 +64,14 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 
-def interleave(x: Tensor) -> Tensor:
+def pixel_shuffle3d(x: Tensor) -> Tensor:
     """(B, 8 C, D, H, W) -> (B, C, 2 D, 2 H, 2 W): the channels are the voxels of each voxel."""
     parts = x.movedim(1, -1).unflatten(-1, (2, 2, 2, -1))
     doubled = parts.permute(0, 1, 4, 2, 5, 3, 6, 7)
     return doubled.flatten(5, 6).flatten(3, 4).flatten(1, 2).movedim(-1, 1)
 
 
-class GlobalBlock(nn.Module):
+class TransformerBlock(nn.Module):
     """Transformer block on (B, N, C) tokens that all see each other."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
@@ -118,7 +118,7 @@ class HybridImageEncoder3D(nn.Module):
         )
         self.coarse = nn.Conv3d(middle, coarse, kernel_size=2, stride=2)
         self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, grid, coarse))
-        self.blocks = nn.Sequential(*(GlobalBlock(coarse, num_heads) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(TransformerBlock(coarse, num_heads) for _ in range(depth)))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, x: Tensor) -> Pyramid:
@@ -221,7 +221,7 @@ class HybridMaskDecoder3D(nn.Module):
         self.prompt_fine = nn.Conv3d(PROMPT_CHANNELS, fine, kernel_size=3, padding=1)
         self.prompt_middle = nn.Conv3d(fine, middle, kernel_size=2, stride=2)
         self.prompt_coarse = nn.Conv3d(middle, coarse, kernel_size=2, stride=2)
-        self.blocks = nn.Sequential(*(GlobalBlock(coarse, num_heads) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(TransformerBlock(coarse, num_heads) for _ in range(depth)))
         self.up_middle = Doubling3D(coarse, middle)
         self.middle = ResidualBlock3D(middle)
         self.up_fine = Doubling3D(middle, fine)
@@ -257,4 +257,4 @@ class HybridMaskDecoder3D(nn.Module):
         iou = self.iou_prediction_head(x.mean(dim=(2, 3, 4)))
         x = self.middle(middle + prompt_middle + self.up_middle(x))
         x = self.fine(fine + prompt_fine + self.up_fine(x))
-        return interleave(self.mask_head(x)), iou
+        return pixel_shuffle3d(self.mask_head(x)), iou

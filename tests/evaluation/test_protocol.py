@@ -9,7 +9,7 @@ from seeded import DATA
 from segment_anything.prompts import Box, Click, Prompts
 from stand_in import stand_in
 from utils.evaluation.metrics import auc
-from utils.evaluation.protocol import Prediction, Request, play, predict_with
+from utils.evaluation.protocol import RoundInput, RoundOutput, play, timed_predictor
 from utils.evaluation.report.results import collect
 from utils.formats.case import Case, LabelledCase, read_labelled_case
 
@@ -37,7 +37,7 @@ def played(case: LabelledCase, predict, **options):
     if not isinstance(predict, list):
         return list(play(case, predict, **options))
     segs = iter(predict)
-    return list(play(case, lambda request: Prediction(next(segs), 0.0), **options))
+    return list(play(case, lambda request: RoundOutput(next(segs), 0.0), **options))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -49,9 +49,9 @@ def test_rounds_equal_the_official_evaluator(name, threads):
     with open(DATA / "evaluate" / "expected_metrics.csv") as file:
         (expected,) = (row for row in csv.DictReader(file) if row["CaseName"] == f"{name}.npz")
 
-    def predict(request: Request) -> Prediction:
+    def predict(request: RoundInput) -> RoundOutput:
         newest = list(request.rounds[-1]) if request.rounds else []
-        return Prediction(stand_in(request.case, newest), 0.0)
+        return RoundOutput(stand_in(request.case, newest), 0.0)
 
     rounds = list(play(case, predict, threads=threads))
     np.testing.assert_array_equal([seg for _, seg in rounds], expected_segs)
@@ -130,7 +130,7 @@ def test_a_failed_prediction_counts_as_empty_and_the_next_round_goes_on():
             raise RuntimeError("out of memory")
         return case.truth
 
-    rounds = played(case, predict_with(predict_seg))
+    rounds = played(case, timed_predictor(predict_seg))
     assert [round_.failure for round_, _ in rounds] == ["", "RuntimeError: out of memory"] + [
         ""
     ] * 4
@@ -144,9 +144,9 @@ def test_what_comes_late_counts_as_empty_and_is_not_asked_again():
     case = labelled(A, B)
     requests = []
 
-    def predict(request: Request) -> Prediction:
+    def predict(request: RoundInput) -> RoundOutput:
         requests.append(request.seconds)
-        return Prediction(case.truth, 80.0)
+        return RoundOutput(case.truth, 80.0)
 
     rounds = played(case, predict)
     assert requests == [180, 100, 20]

@@ -8,10 +8,10 @@ import pytest
 import infer
 from conftest import ROOT
 from utils import options
-from utils.evaluation.protocol import play, predict_with
+from utils.evaluation.protocol import play, timed_predictor
 from utils.formats.case import read_labelled_case
-from utils.inference.checkpoint import build_model, read_checkpoint, settings_of
-from utils.inference.method import make_method
+from utils.inference.checkpoint import adaptive_settings, build_model, read_checkpoint
+from utils.inference.method import make_segmenter
 from utils.inference.published import SMALL, SMALL_SHA256
 
 PATH = ROOT / "ckpt" / SMALL
@@ -34,8 +34,10 @@ def test_the_file_is_the_one_of_its_card():
 def test_the_samples_are_segmented_as_stated(name):
     labelled = read_labelled_case(ROOT / "inputs" / name, ROOT / "data/sample_gts" / name)
     checkpoint = read_checkpoint(PATH)
-    segment = make_method(build_model(checkpoint), checkpoint.policy, settings_of(checkpoint))
-    rounds = [played for played, _ in play(labelled, predict_with(segment), threads=2)]
+    segment = make_segmenter(
+        build_model(checkpoint), checkpoint.policy, adaptive_settings(checkpoint)
+    )
+    rounds = [played for played, _ in play(labelled, timed_predictor(segment), threads=2)]
     assert not any(played.failure for played in rounds)
     curve = [played.scores[:, 0].mean() for played in rounds]
     first, last = STATED[name]

@@ -5,11 +5,11 @@ import pytest
 
 from conftest import SHAPE, SPACING
 from segment_anything.adaptive import (
-    MAX_GROWTHS,
-    Answer,
+    MAX_EXPANSIONS,
     Mask,
+    ObjectRequest,
     Patch,
-    Request,
+    RoiAnswer,
     assemble,
     points_in,
     render,
@@ -171,7 +171,7 @@ class Oracle:
 
     def play(self, prompts, previous=None, spacing=THICK):
         shape = self.truth.shape
-        request = Request(prompts, previous)
+        request = ObjectRequest(prompts, previous)
         asking = segment_object(request, shape, spacing, SIZE, MASK_SIZE, SETTINGS)
         answer = None
         while True:
@@ -180,7 +180,7 @@ class Oracle:
             except StopIteration as end:
                 return end.value
             self.queries.append(query)
-            answer = Answer(self.answer(query), 0.5)
+            answer = RoiAnswer(self.answer(query), 0.5)
 
     def answer(self, query):
         return 8 * crop_roi(self.truth, query.roi.coarse(2)).numpy() - 4
@@ -211,7 +211,7 @@ def test_the_roi_grows_while_the_mask_touches_its_border():
     small = box_of((10, 35, 45), (41, 56, 76))
     oracle = Oracle(truth)
     prediction = oracle.play(Prompts(small))
-    assert len(oracle.queries) == 1 + MAX_GROWTHS
+    assert len(oracle.queries) == 1 + MAX_EXPANSIONS
     assert dice(prediction.mask, truth) > 0.93
     again = Oracle(truth)
     whole = again.play(Prompts(small), prediction.kept)  # the next round sees what was found

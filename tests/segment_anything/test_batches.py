@@ -10,7 +10,7 @@ from conftest import SHAPE, SPACING
 from segment_anything.batches import ask_in_batches
 from segment_anything.prompts import Box, Click, Prompts
 from utils.formats.case import Case
-from utils.inference.method import make_method
+from utils.inference.method import make_segmenter
 
 
 class Asked:
@@ -55,7 +55,7 @@ def test_a_case_is_segmented_in_halves_as_in_whole(policy, tiny_model, monkeypat
         Prompts(Box((1, 2, 3), (5 + i, 9, 12)), (Click((4, 5 + i, 6), True),)) for i in range(5)
     )
     case = Case("case.npz", image, SPACING, objects, 2)
-    expected = make_method(tiny_model, policy, batch_size=1)(case)
+    expected = make_segmenter(tiny_model, policy, batch_size=1)(case)
     decode, sizes = tiny_model.decode, []
 
     def decode_two(embedding, *args, **kwargs):
@@ -67,6 +67,6 @@ def test_a_case_is_segmented_in_halves_as_in_whole(policy, tiny_model, monkeypat
 
     monkeypatch.setattr(tiny_model, "decode", decode_two)
     with pytest.warns(UserWarning, match="out of GPU memory"):
-        seg = make_method(tiny_model, policy, batch_size=4)(case)
+        seg = make_segmenter(tiny_model, policy, batch_size=4)(case)
     np.testing.assert_array_equal(seg, expected)
     assert max(sizes) == 4 and 2 in sizes and seg.any()

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from conftest import TINY_HYBRID
 from segment_anything import sam_model_registry3D
-from segment_anything.modeling.hybrid3D import DensePromptEncoder3D, Doubling3D, interleave
+from segment_anything.modeling.hybrid3D import DensePromptEncoder3D, Doubling3D, pixel_shuffle3d
 from segment_anything.modeling.sam3D import join_embeddings, split_embedding
 
 ENCODER = DensePromptEncoder3D(6, img_size=32, grid=4)  # draws in voxels of twice the ROI's
@@ -70,7 +70,7 @@ def test_nothing_that_is_drawn_is_too_small_for_a_normal_float():
 def test_doubling_is_a_transposed_convolution():
     doubling, x = Doubling3D(3, 5), torch.randn(2, 3, 2, 3, 4)
     weight = doubling.linear.weight.view(2, 2, 2, 5, 3).permute(4, 3, 0, 1, 2)
-    expected = F.conv_transpose3d(x, weight, stride=2) + interleave(
+    expected = F.conv_transpose3d(x, weight, stride=2) + pixel_shuffle3d(
         doubling.linear.bias.view(1, -1, 1, 1, 1).expand(2, -1, *x.shape[2:])
     )
     torch.testing.assert_close(doubling(x), expected)

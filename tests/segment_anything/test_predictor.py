@@ -11,7 +11,7 @@ from segment_anything.predictor3D import MAX_UNDO, Canvas, _Cache
 from segment_anything.prompts import Box, Click, Prompts
 from segment_anything.roi import Roi
 from utils.formats.case import Case
-from utils.inference.method import make_method
+from utils.inference.method import make_segmenter
 
 BOX = (2, 3, 4, 8, 11, 14)
 
@@ -160,7 +160,7 @@ def test_an_object_that_is_right_stays_as_it_is_whatever_others_claim(tiny_hybri
     right = Prompts(box, (Click((4, 5, 6), True),), is_right=True)
     other = Prompts(box, (Click((4, 5, 6), True),))
     case = Case("case.npz", image, SPACING, (right, other), 2, prev_pred)
-    seg = make_method(tiny_hybrid, "adaptive")(case)
+    seg = make_segmenter(tiny_hybrid, "adaptive")(case)
     np.testing.assert_array_equal(seg == 1, prev_pred == 1)
     assert (seg == 2).any()
 
@@ -176,7 +176,7 @@ def test_of_several_clicks_on_a_voxel_the_last_one_counts(tiny_hybrid, image):
         )
     )
     assert both.objects[0].newest == last.objects[0]
-    segment = make_method(tiny_hybrid, "adaptive")
+    segment = make_segmenter(tiny_hybrid, "adaptive")
     np.testing.assert_array_equal(segment(both), segment(last))
 
 
@@ -209,10 +209,10 @@ def test_a_case_is_the_same_in_any_batch_size_and_as_the_predictor_says(name, re
         Prompts(),
     )
     case = Case("case.npz", image, SPACING, objects, 2, prev_pred)
-    seg = make_method(model, "adaptive", batch_size=1)(case)
+    seg = make_segmenter(model, "adaptive", batch_size=1)(case)
     assert seg.dtype == np.uint8 and seg.shape == SHAPE and set(np.unique(seg)) <= {0, 1, 2, 3}
-    np.testing.assert_array_equal(seg, make_method(model, "adaptive", batch_size=1)(case))
-    together = make_method(model, "adaptive", batch_size=4)(case)
+    np.testing.assert_array_equal(seg, make_segmenter(model, "adaptive", batch_size=1)(case))
+    together = make_segmenter(model, "adaptive", batch_size=4)(case)
     assert (seg == together).mean() > 0.999  # a batch rounds differently
     predictor = SamPredictor3D(model)
     predictor.set_image(image, SPACING)
@@ -225,7 +225,7 @@ def test_a_case_is_the_same_in_any_batch_size_and_as_the_predictor_says(name, re
 def test_rounds_on_one_image_keep_its_embeddings(tiny_hybrid, image, contented, monkeypatch):
     calls, encode = [], tiny_hybrid.encode
     monkeypatch.setattr(tiny_hybrid, "encode", lambda x: calls.append(len(x)) or encode(x))
-    segment = make_method(tiny_hybrid, "adaptive")
+    segment = make_segmenter(tiny_hybrid, "adaptive")
     prompts = Prompts(Box((2, 3, 4), (8, 11, 14)))
     first = segment(Case("a.npz", image, SPACING, (prompts,), 1))
     z, y, x = np.argwhere(first)[0].tolist()

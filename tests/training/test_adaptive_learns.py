@@ -8,12 +8,12 @@ from monai.losses import DiceCELoss
 from segment_anything import sam_model_registry3D
 from segment_anything.bounds import AdaptiveSettings
 from segment_anything.prompts import Box, Prompts
-from utils.evaluation.protocol import play, predict_with
+from utils.evaluation.protocol import play, timed_predictor
 from utils.formats.case import Case, LabelledCase
 from utils.formats.prepared import write_prepared
-from utils.inference.method import make_method
+from utils.inference.method import make_segmenter
 from utils.training.adaptive_dataset import AdaptiveDataset, challenge_box
-from utils.training.adaptive_step import AdaptiveLoop, graded_rounds
+from utils.training.adaptive_step import AdaptiveStep, graded_rounds
 from utils.training.dataset import collate, find_cases
 
 SHAPE, SPACING = (24, 50, 70), (3.0, 1.0, 0.7)
@@ -48,7 +48,7 @@ def played(tmp_path_factory) -> tuple[np.ndarray, list[tuple[bool, bool]]]:
     model = sam_model_registry3D["hybrid_s"](**sizes).train()
     settings = AdaptiveSettings()
     dataset = AdaptiveDataset(cases, model.img_size, model.mask_size, settings, min_voxels=100)
-    loop = AdaptiveLoop(model, DiceCELoss(sigmoid=True, squared_pred=True), save_memory=False)
+    loop = AdaptiveStep(model, DiceCELoss(sigmoid=True, squared_pred=True), save_memory=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for step in range(STEPS):
@@ -61,7 +61,7 @@ def played(tmp_path_factory) -> tuple[np.ndarray, list[tuple[bool, bool]]]:
         optimizer.step()
         schedule.step()
 
-    segment = make_method(model.eval(), "adaptive")
+    segment = make_segmenter(model.eval(), "adaptive")
     curves, clicks = [], []
     for seed in range(100, 120):
         image, truth = volumes(seed)
@@ -70,7 +70,7 @@ def played(tmp_path_factory) -> tuple[np.ndarray, list[tuple[bool, bool]]]:
         case = Case(f"{seed}.npz", image, SPACING, (Prompts(box),), 1)
         labelled = LabelledCase(case, truth, (1,))
         curve = []
-        for played, seg in play(labelled, predict_with(segment)):
+        for played, seg in play(labelled, timed_predictor(segment)):
             curve.append(played.scores[0, 0])
             clicks += [
                 (click.is_foreground, bool(seg[click.point]) == click.is_foreground)

@@ -13,7 +13,7 @@ from segment_anything.bounds import AdaptiveSettings
 from test_train import content_of, numbers, train, write_val_case
 from train import check_resumed, get_args_parser, options_of
 from utils.formats.prepared import write_prepared
-from utils.inference.checkpoint import read_checkpoint, settings_of
+from utils.inference.checkpoint import adaptive_settings, read_checkpoint
 
 OPTIONS = ("--recipe=adaptive", "--others_lr=1", "--synthetic=2", "--optimizer=muon")
 OPTIONS += ("--roi_factor=1.6",)
@@ -42,7 +42,7 @@ def finished(tmp_path_factory, weights):
 def test_a_checkpoint_says_how_it_is_to_be_used(finished):
     checkpoint = read_checkpoint(finished / "run/sam_model_latest.pth")
     assert checkpoint.policy == "adaptive" and checkpoint.model_type == "hybrid_s"
-    assert settings_of(checkpoint) == AdaptiveSettings(roi_factor=1.6)
+    assert adaptive_settings(checkpoint) == AdaptiveSettings(roi_factor=1.6)
     assert checkpoint.model_args["img_size"] == 32 and checkpoint.policy_args == {
         "roi_factor": 1.6,
         "roi_spacing": 1.5,
@@ -64,7 +64,7 @@ def test_a_run_goes_on_to_the_same_losses_with_its_settings(finished, weights, t
     result = train(begun, data, tmp_path / "more", *plain, "--roi_spacing=2")
     assert result.returncode == 0, result.stderr
     checkpoint = read_checkpoint(tmp_path / "more/run/sam_model_latest.pth")
-    assert settings_of(checkpoint) == AdaptiveSettings(1.6, 2.0)
+    assert adaptive_settings(checkpoint) == AdaptiveSettings(1.6, 2.0)
 
 
 def test_a_run_of_another_recipe_is_not_resumed(finished, weights):

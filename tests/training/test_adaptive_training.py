@@ -16,11 +16,11 @@ from segment_anything.roi import crop_roi_averaged, crop_roi_nearest, normalise
 from utils.evaluation.simulated_prompts import largest_error_click
 from utils.formats.prepared import write_prepared
 from utils.training import adaptive_dataset
-from utils.training.adaptive_dataset import AdaptiveDataset, challenge_box, faulty
+from utils.training.adaptive_dataset import AdaptiveDataset, challenge_box, perturbed_mask
 from utils.training.adaptive_step import (
     ADAPTIVE_ROUNDS,
     GRADED_ROUNDS,
-    AdaptiveLoop,
+    AdaptiveStep,
     error_clicks,
     graded_rounds,
     iou_of,
@@ -61,7 +61,7 @@ def dataset_of(folder, **options):
 @pytest.fixture
 def plain(monkeypatch):
     """Samples with boxes, without jitter, faults, pieces, other axes or other intensities."""
-    for name in ("WITHOUT_BOX", "BEGUN", "PIECES", "ROI_SCALE", "ROI_SHIFT", "INVERTED"):
+    for name in ("WITHOUT_BOX", "BEGUN", "REFINED", "ROI_SCALE", "ROI_SHIFT", "INVERTED"):
         monkeypatch.setattr(adaptive_dataset, name, 0.0)
     monkeypatch.setattr(adaptive_dataset, "PERMUTED", 0.0)
     monkeypatch.setattr(adaptive_dataset, "intensity_transforms", lambda: Untouched())
@@ -180,7 +180,7 @@ def test_a_box_is_exact_in_z_and_that_of_the_middle_slice_in_y_and_x():
 def test_a_faulty_mask_is_wrong_in_places_but_not_another_one():
     truth = np.zeros((16, 16, 16), bool)
     truth[4:12, 3:13, 5:11] = True
-    masks = [faulty(truth, np.random.default_rng(seed)) for seed in range(40)]
+    masks = [perturbed_mask(truth, np.random.default_rng(seed)) for seed in range(40)]
     shares = [2 * (m & truth).sum() / (m.sum() + truth.sum()) for m in masks]
     assert min(shares) > 0.1 and 0.5 < np.mean(shares) < 0.97 and np.std(shares) > 0.05
 
@@ -204,7 +204,7 @@ def loop_and_batch(tmp_path, count=4):
     model = sam_model_registry3D["hybrid_s"](**TINY_HYBRID).train()
     dataset = dataset_of(write_cases(tmp_path), mask_size=model.mask_size)
     batch = collate([dataset[(epoch, 0)] for epoch in range(count)])
-    return AdaptiveLoop(model, DiceCELoss(sigmoid=True, squared_pred=True)), batch
+    return AdaptiveStep(model, DiceCELoss(sigmoid=True, squared_pred=True)), batch
 
 
 def test_each_round_sees_all_clicks_before_it_and_the_binary_mask(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from segment_anything import sam_model_registry3D
 from segment_anything.prompts import Box, Prompts
 from test_train import write_cases
 from train import get_args_parser, make_loop
-from utils.evaluation.protocol import play, predict_with
+from utils.evaluation.protocol import play, timed_predictor
 from utils.formats.case import Case, LabelledCase
 from utils.formats.prepared import map_volumes
 from utils.inference.method import predict_baseline
@@ -208,7 +208,7 @@ def test_two_cases_are_learnt_by_heart_and_segmented_by_inference(tmp_path):
     assert np.mean(dices[:10]) < 0.5 and np.mean(dices[-10:]) > 0.95
     state.model.eval()
     for path in sorted(data.glob("*.npz")):
-        predict = predict_with(lambda case: predict_baseline(state.model, case))
+        predict = timed_predictor(lambda case: predict_baseline(state.model, case))
         *_, (last, _) = play(labelled_case(path), predict)
         # Points drawn within 10 voxels of a prompt may miss the object, and rounds are united.
         assert last.scores[0, 0] > 0.8, path.name  # DSC

@@ -12,7 +12,7 @@ from conftest import TINY
 from seeded import DATA, randomise, seeded_roi
 from segment_anything import sam_model_registry3D
 from segment_anything.modeling.sam3D import Upscale
-from utils.training.published_step import ROUNDS, ClickLoop, Clicks, random_error_click
+from utils.training.published_step import ROUNDS, Clicks, PublishedStep, random_error_click
 
 
 def dice_ce() -> DiceCELoss:
@@ -27,7 +27,7 @@ def test_losses_and_gradients_equal_the_published_loop(save_memory, seeded_model
     truth = np.unpackbits(golden["gt_packed"]).reshape(2, 1, 128, 128, 128)
     clicks = Clicks(*(torch.from_numpy(golden[f"click_{k}"]) for k in ("coords", "labels")))
     without_point = int(np.flatnonzero(golden["without_points"])[0])
-    loop = ClickLoop(seeded_model.requires_grad_(True), dice_ce(), save_memory=save_memory)
+    loop = PublishedStep(seeded_model.requires_grad_(True), dice_ce(), save_memory=save_memory)
     draws = torch.zeros(2, ROUNDS)
     output = loop(image, torch.from_numpy(truth).bool(), draws, without_point, clicks)
     (output.loss / 20).backward()
@@ -56,7 +56,7 @@ def tiny_step(**options):
     image = torch.cat([seeded_roi(i, 32) for i in range(3)])
     truth = torch.zeros(image.shape, dtype=torch.bool)
     truth[:, :, 8:20, 5:25, 10:30] = True
-    loop = ClickLoop(model, dice_ce(), **options)
+    loop = PublishedStep(model, dice_ce(), **options)
     draws = torch.from_numpy(np.random.default_rng(0).random((3, ROUNDS)))
     output = loop(image, truth, draws, without_point=4)
     output.loss.backward()

@@ -6,7 +6,7 @@ import torch
 
 from utils.formats.prepared import boxes_and_counts
 from utils.training import synthetic
-from utils.training.synthetic import Source, cells, make_case, organs
+from utils.training.synthetic import RandomFields, cells, make_case, organs
 
 SIDE = 40
 
@@ -16,7 +16,7 @@ def make(seed, *args):
 
 
 def source_of(seed=0):
-    return Source(seed, SIDE, torch.device("cpu"))
+    return RandomFields(seed, SIDE, torch.device("cpu"))
 
 
 def test_a_seed_makes_the_same_case_again():

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from utils.evaluation.protocol import Predict, Prediction, Request
+from utils.evaluation.protocol import RoundInput, RoundOutput, RoundPredictor
 from utils.formats.case import read_contents, read_segs, write_round
 from utils.formats.npz import CaseError
 
@@ -19,7 +19,7 @@ GRACE_SECONDS = 10  # from SIGTERM, which docker passes on to its container, to 
 
 
 @contextmanager
-def command_predictor(command: str, path: Path, log: Path) -> Iterator[Predict]:
+def command_predictor(command: str, path: Path, log: Path) -> Iterator[RoundPredictor]:
     """A method that runs a shell command once a round.
 
     The command runs in a scratch folder that shows the entries of the current one, but has
@@ -43,7 +43,7 @@ def command_predictor(command: str, path: Path, log: Path) -> Iterator[Predict]:
         inputs.mkdir()
         shutil.copyfile(path, inputs / path.name)
 
-        def predict(request: Request) -> Prediction:
+        def predict(request: RoundInput) -> RoundOutput:
             if request.rounds:
                 assert request.case.prev_pred is not None
                 prev_pred = request.case.prev_pred
@@ -56,15 +56,15 @@ def command_predictor(command: str, path: Path, log: Path) -> Iterator[Predict]:
                 status = _run(command, scratch, file, request.seconds)
             seconds = time.perf_counter() - start
             if status is None:
-                return Prediction(None, seconds, f"late: stopped after {seconds:.0f} s")
+                return RoundOutput(None, seconds, f"late: stopped after {seconds:.0f} s")
             output = outputs / path.name
             if not output.is_file():
                 failure = f"no outputs/{path.name}, exit status {status}; see {log}"
-                return Prediction(None, seconds, failure)
+                return RoundOutput(None, seconds, failure)
             try:
-                return Prediction(read_segs(output, request.case.shape), seconds)
+                return RoundOutput(read_segs(output, request.case.shape), seconds)
             except (CaseError, OSError) as error:
-                return Prediction(None, seconds, str(error))
+                return RoundOutput(None, seconds, str(error))
 
         yield predict
 

@@ -19,7 +19,7 @@ METRICS = ("DSC", "NSD_official", "NSD")  # the last axis of `Round.scores`
 
 
 @dataclass(frozen=True)
-class Request:
+class RoundInput:
     """What a method is asked in one round.
 
     Attributes:
@@ -34,7 +34,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class RoundOutput:
     """What came back: (D, H, W) uint8 labels, or None and why."""
 
     seg: np.ndarray | None
@@ -42,7 +42,7 @@ class Prediction:
     failure: str = ""
 
 
-Predict = Callable[[Request], Prediction]
+RoundPredictor = Callable[[RoundInput], RoundOutput]
 
 
 @dataclass(frozen=True)
@@ -64,24 +64,24 @@ class Round:
     failure: str
 
 
-def predict_with(predict_seg: Callable[[Case], np.ndarray]) -> Predict:
+def timed_predictor(predict_seg: Callable[[Case], np.ndarray]) -> RoundPredictor:
     """A method in this process, timed; what it raises is a failure."""
 
-    def predict(request: Request) -> Prediction:
+    def predict(request: RoundInput) -> RoundOutput:
         start = time.perf_counter()
         try:
             seg = predict_seg(request.case)
         except Exception as error:  # a failed prediction does not stop the evaluation
             failure = f"{type(error).__name__}: {error}"
-            return Prediction(None, time.perf_counter() - start, failure)
-        return Prediction(seg, time.perf_counter() - start)
+            return RoundOutput(None, time.perf_counter() - start, failure)
+        return RoundOutput(seg, time.perf_counter() - start)
 
     return predict
 
 
 def play(
     labelled: LabelledCase,
-    predict: Predict,
+    predict: RoundPredictor,
     seconds_per_object: float = SECONDS_PER_OBJECT,
     threads: int = 1,
 ) -> Iterator[tuple[Round, np.ndarray]]:
@@ -119,9 +119,9 @@ def play(
                 clicks = compared.clicks()
                 rounds += (clicks,)
                 case = _with_clicks(case, clicks, compared.seg)
-            prediction = Prediction(None, 0.0)
+            prediction = RoundOutput(None, 0.0)
             if used < limit:
-                prediction = predict(Request(case, rounds, limit - used))
+                prediction = predict(RoundInput(case, rounds, limit - used))
                 used += prediction.seconds
             failure = prediction.failure
             if used >= limit:

@@ -90,7 +90,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def settings_of(checkpoint: Checkpoint) -> AdaptiveSettings:
+def adaptive_settings(checkpoint: Checkpoint) -> AdaptiveSettings:
     """Those of the adaptive policy.
 
     Raises:

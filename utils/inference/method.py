@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from segment_anything.adaptive import Mask, Request
+from segment_anything.adaptive import Mask, ObjectRequest
 from segment_anything.batches import ask_in_batches
 from segment_anything.bounds import AdaptiveSettings, bounds_of
 from segment_anything.modeling.sam3D import MASK_THRESHOLD, Sam3D
@@ -30,7 +30,7 @@ PROMPT_RADIUS = 10  # original voxels round a prompt that count as the prompt, a
 
 
 @dataclass(frozen=True)
-class Query:
+class BaselineQuery:
     """One object's call of the network: where it looks, and the one positive point there."""
 
     label: int
@@ -58,7 +58,7 @@ def baseline_prompt(prompts: Prompts) -> tuple[float, float, float] | None:
 
 def baseline_query(
     label: int, point: tuple[float, float, float], case: Case, size: int, rng: np.random.RandomState
-) -> Query:
+) -> BaselineQuery:
     """Centre the ROI on the cube round the prompt, and draw a voxel of that cube as the point."""
     # An axis of one voxel is not resampled.
     z, y, x = (
@@ -78,10 +78,10 @@ def baseline_query(
     sides = [last - first for first, last in cube]
     drawn = np.unravel_index(rng.randint(np.prod(sides)), sides)
     z, y, x = (int(d) + first - s for d, (first, _), s in zip(drawn, cube, roi.start, strict=True))
-    return Query(label, roi, (z, y, x))
+    return BaselineQuery(label, roi, (z, y, x))
 
 
-def baseline_queries(case: Case, size: int, seed: int) -> Iterator[Query]:
+def baseline_queries(case: Case, size: int, seed: int) -> Iterator[BaselineQuery]:
     """The calls that the published method makes for a case, in the order of its objects."""
     rng = np.random.RandomState(seed)
     for i, prompts in enumerate(case.objects):
@@ -90,7 +90,9 @@ def baseline_queries(case: Case, size: int, seed: int) -> Iterator[Query]:
             yield baseline_query(i + 1, point, case, size, rng)
 
 
-def predict_rois(model: Sam3D, case: Case, queries: Sequence[Query], precision: str) -> np.ndarray:
+def predict_rois(
+    model: Sam3D, case: Case, queries: Sequence[BaselineQuery], precision: str
+) -> np.ndarray:
     """Run the network on a batch of queries -> (B, S, S, S) bool."""
     device, stride = model.device, model.img_size // model.mask_size
     images = torch.stack([normalise(crop_roi(case.image, query.roi)) for query in queries])
@@ -136,7 +138,7 @@ def predict_baseline(
     queries = baseline_queries(case, model.img_size, seed)
     batch_size = batch_size or (1 if model.device.type == "cpu" else 8)
 
-    def ask(batch: Sequence[Query]) -> list[tuple[Query, np.ndarray]]:
+    def ask(batch: Sequence[BaselineQuery]) -> list[tuple[BaselineQuery, np.ndarray]]:
         return list(zip(batch, predict_rois(model, case, batch, precision), strict=True))
 
     for query, mask_roi in ask_in_batches(ask, queries, batch_size):
@@ -160,7 +162,7 @@ def predict_adaptive(predictor: SamPredictor3D, case: Case) -> np.ndarray:
     if predictor.volume is not case.image or predictor.spacing != case.spacing:
         predictor.set_image(case.image, case.spacing)
     canvas = Canvas(case.shape)
-    requests = list(map(Request, case.objects, previous_masks(case)))
+    requests = list(map(ObjectRequest, case.objects, previous_masks(case)))
     for label, prediction in enumerate(predictor.segment(requests), 1):
         canvas.paint(label, prediction)
     return canvas.seg
@@ -189,7 +191,7 @@ def previous_masks(case: Case) -> list[Mask | None]:
     return masks
 
 
-def make_method(
+def make_segmenter(
     model: Sam3D,
     policy: str = "baseline",
     settings: AdaptiveSettings | None = None,

@@ -42,7 +42,7 @@ def colour_of(label: int) -> str:
     return COLOURS[(label - 1) % len(COLOURS)]
 
 
-def draw_plane(
+def draw_slice(
     axes: "Axes",
     case: Case,
     seg: np.ndarray,
@@ -194,7 +194,7 @@ def draw_preview(
         low, high = window
         for axis in range(3):
             axes = grid[row, 3 * column + axis]
-            draw_plane(axes, case, seg, axis, centre[axis], shown=label, window=window)
+            draw_slice(axes, case, seg, axis, centre[axis], shown=label, window=window)
             _draw_clicks(axes, prompts, axis, centre[axis])
             down, right = (i for i in range(3) if i != axis)
             axes.set_xlim(low[right] - 0.5, high[right] - 0.5)

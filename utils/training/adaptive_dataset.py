@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from segment_anything.adaptive import points_in
-from segment_anything.bounds import AdaptiveSettings, choose_bounds, piece_bounds, roi_of
+from segment_anything.bounds import AdaptiveSettings, choose_bounds, refinement_bounds, roi_of
 from segment_anything.prompts import Box, Click, Prompts
 from segment_anything.roi import Roi, crop_roi_averaged, crop_roi_nearest, normalise
 from utils.evaluation.simulated_prompts import largest_error_click
@@ -22,8 +22,8 @@ from utils.training.synthetic import make_case
 MAX_REPEATS = 24  # samples of a case in an epoch; its number of labels ^ (2 / 3) otherwise
 BOX_JITTER = 0.05  # of the box's side; as far as the challenge's boxes reach beyond the slice
 WITHOUT_BOX = 0.15  # of the samples
-BEGUN = 0.25  # of the samples start from a faulty mask
-PIECES = 0.15  # of the samples are pieces of the ROI, and start from a faulty mask
+BEGUN = 0.25  # of the samples start from a perturbed_mask mask
+REFINED = 0.15  # of the samples are pieces of the ROI, and start from a perturbed_mask mask
 ROI_SCALE = 0.2  # up to, as a power of e, along each axis
 ROI_SHIFT = 0.06  # of the ROI's sides
 INVERTED = 0.15  # of the samples, in contrast
@@ -109,17 +109,17 @@ class AdaptiveDataset(CaseDataset):
             bounds = choose_bounds(prompts, kept, self.size, (d, h, w), case.spacing, self.settings)
             assert bounds is not None
             bounds = jitter(bounds, rng)
-            is_piece = rng.random() < PIECES
+            is_piece = rng.random() < REFINED
             if is_piece:
                 at = self._voxel(gts, label, whole, rng, is_border=True)
-                bounds = piece_bounds(bounds, at)
+                bounds = refinement_bounds(bounds, at)
             roi = roi_of(bounds, self.size, stride, (d, h, w))
             truth = crop_roi_nearest(gts, roi) == label
             if np.count_nonzero(truth) < MIN_IN_ROI:
                 continue
             mask = np.zeros([self.mask_size] * 3, bool)
             if is_piece or kept is not None or rng.random() < BEGUN:
-                mask = faulty(crop_roi_nearest(gts, roi.coarse(stride)) == label, rng)
+                mask = perturbed_mask(crop_roi_nearest(gts, roi.coarse(stride)) == label, rng)
             roi_image = self._augmented(crop_roi_averaged(image, roi), rng)
             points, labels = points_in(prompts, roi)
             return self._turned(case.path.name, roi_image, truth, mask, points, labels, rng)
@@ -256,7 +256,7 @@ def jitter(bounds: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return middle + np.outer([-0.5, 0.5], side)
 
 
-def faulty(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def perturbed_mask(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A (M, M, M) bool mask as an earlier round may have left it: wrong in smooth places."""
     from edt import sdf
     from scipy import ndimage

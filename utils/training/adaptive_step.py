@@ -9,7 +9,7 @@ from torch import Tensor
 
 from segment_anything.modeling.sam3D import MASK_THRESHOLD
 from utils.evaluation.simulated_prompts import largest_error_click
-from utils.training.published_step import ClickLoop, Clicks, LoopOutput, random_error_click
+from utils.training.published_step import Clicks, PublishedStep, StepOutput, random_error_click
 
 ADAPTIVE_ROUNDS = 6  # the first with the prompts of the sample, each other one with a click more
 GRADED_ROUNDS = 3  # have a gradient: the first, and others at random; the rest leads to them
@@ -17,7 +17,7 @@ CENTRE_SHARE = 0.7  # of the clicks are the evaluator's, the others random error
 IOU_WEIGHT = 0.1  # of the error of the predicted IoU in the loss
 
 
-class AdaptiveLoop(ClickLoop):
+class AdaptiveStep(PublishedStep):
     """Encode once, then rounds in which a click on an error joins all prompts before it.
 
     As in inference, the mask prompt is the prediction before, made binary: no gradient flows from
@@ -34,7 +34,7 @@ class AdaptiveLoop(ClickLoop):
         labels: Tensor,
         mask: Tensor,
         graded: Collection[int],
-    ) -> LoopOutput:
+    ) -> StepOutput:
         """Predict, and correct for ADAPTIVE_ROUNDS - 1 rounds.
 
         Args:
@@ -72,7 +72,7 @@ class AdaptiveLoop(ClickLoop):
             mask = (low_res_mask.detach() > MASK_THRESHOLD).float()
         clicks = Clicks(*(torch.stack(parts) for parts in zip(*made, strict=True)))
         total = torch.stack(losses)
-        return LoopOutput(total.sum(), total.detach(), logits, clicks)
+        return StepOutput(total.sum(), total.detach(), logits, clicks)
 
 
 def graded_rounds(seed: int, epoch: int, step: int) -> set[int]:

@@ -20,7 +20,7 @@ from utils.formats.prepared import PreparedCase
 from utils.runtime.distributed import Processes
 from utils.training.adaptive_step import graded_rounds
 from utils.training.dataset import Batch, EpochSampler, round_without_point
-from utils.training.published_step import LoopOutput, dice
+from utils.training.published_step import StepOutput, dice
 from utils.training.state import Progress, TrainState
 
 
@@ -96,7 +96,7 @@ class Loop:
     """What stays the same while training.
 
     Attributes:
-        step: A ClickLoop or an AdaptiveLoop, wrapped in DistributedDataParallel where there are
+        step: A PublishedStep or an AdaptiveStep, wrapped in DistributedDataParallel where there are
             several processes.
         batches: Makes the batches, on the device, in the order of `sampler`.
         sampler: Of this process.
@@ -167,7 +167,7 @@ def train_epoch(loop: Loop, state: TrainState) -> bool:
 
 
 def _compare(
-    loop: Loop, state: TrainState, batch: Batch, output: LoopOutput
+    loop: Loop, state: TrainState, batch: Batch, output: StepOutput
 ) -> tuple[tuple[float, float], bool]:
     """Mean loss and Dice of the processes, and whether one of them is to stop.
 
@@ -211,7 +211,7 @@ def _check_gradients(state: TrainState, names: tuple[str, ...]) -> None:
 
 def _train_step(
     loop: Loop, state: TrainState, batch: Batch, index: int, window: int, is_last: bool
-) -> LoopOutput:
+) -> StepOutput:
     """Forward and backward of the batch `index` of an epoch, one of `window` batches."""
     at = (loop.seed, state.progress.epoch, index)
     how: tuple[Any, ...] = (round_without_point(*at),)

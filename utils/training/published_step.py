@@ -24,7 +24,7 @@ class Clicks:
 
 
 @dataclass(frozen=True)
-class LoopOutput:
+class StepOutput:
     """Of one step.
 
     Attributes:
@@ -72,7 +72,7 @@ def dice(logits: Tensor, truth: Tensor) -> Tensor:
     return 2 * (pred & true).sum(dim=1) / (pred.sum(dim=1) + true.sum(dim=1))
 
 
-class ClickLoop(nn.Module):
+class PublishedStep(nn.Module):
     """The whole step as one module, so that DistributedDataParallel sees its forward pass.
 
     Args:
@@ -106,7 +106,7 @@ class ClickLoop(nn.Module):
         draws: Tensor,
         without_point: int,
         clicks: Clicks | None = None,
-    ) -> LoopOutput:
+    ) -> StepOutput:
         """Encode the ROIs, and correct them for ROUNDS rounds.
 
         Args:
@@ -143,7 +143,7 @@ class ClickLoop(nn.Module):
             mask_prompt = low_res_mask
         made = Clicks(torch.stack(points), torch.stack(labels))
         total = torch.stack(losses)
-        return LoopOutput(total.sum(), total.detach(), logits, made)
+        return StepOutput(total.sum(), total.detach(), logits, made)
 
     def score(self, low_res_mask: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of a round, and its logits (B, 1, S, S, S), detached."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from utils.inference.method import make_method
+from utils.inference.method import make_segmenter
 from utils.runtime.memory import peak_gb
 from utils.training.epoch import Loop
 from utils.training.log import VALIDATION
@@ -63,7 +63,7 @@ def validate_epoch(state: TrainState, loop: Loop, cases: Path) -> tuple[str, ...
     progress = state.progress
     if not progress.log or VALIDATION[0] in progress.log[-1]:
         return ()
-    segment = make_method(state.model, state.policy, state.settings, precision=loop.precision)
+    segment = make_segmenter(state.model, state.policy, state.settings, precision=loop.precision)
     means = validate(
         state.model,
         segment,

@@ -34,7 +34,7 @@ class SyntheticCase:
     spacing: tuple[float, float, float]
 
 
-class Source:
+class RandomFields:
     """Random numbers, and fields of them on the cube."""
 
     def __init__(self, seed: int, side: int, device: torch.device) -> None:
@@ -99,7 +99,7 @@ def make_case(
         side: Voxels along the sides of the cube in which it is made.
         device: To make it on.
     """
-    source = Source(seed, side, torch.device(device))
+    source = RandomFields(seed, side, torch.device(device))
     grid = deformed_grid(source)
     if real_labels and source.happens(REAL_SHAPES):
         labels = deformed_labels(source, grid, real_labels[source.integer(0, len(real_labels) - 1)])
@@ -119,7 +119,7 @@ def make_case(
 # Label maps
 
 
-def deformed_grid(source: Source) -> Tensor:
+def deformed_grid(source: RandomFields) -> Tensor:
     """(3, N, N, N) coordinates in -1..1 along z, y, x, bent; sometimes stretched along z."""
     axis = torch.linspace(-1, 1, source.side, device=source.device)
     grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"))
@@ -130,7 +130,7 @@ def deformed_grid(source: Source) -> Tensor:
     return grid
 
 
-def organs(source: Source, grid: Tensor) -> Tensor:
+def organs(source: RandomFields, grid: Tensor) -> Tensor:
     """(N, N, N) labels of a few objects over, beside and inside each other."""
     labels = torch.zeros_like(grid[0], dtype=torch.int64)
     kinds = (blob, blob, blob, shell, shell, tree, sheet)
@@ -149,7 +149,7 @@ def organs(source: Source, grid: Tensor) -> Tensor:
     return labels
 
 
-def distance_to(source: Source, grid: Tensor, middle: Tensor, size: float) -> Tensor:
+def distance_to(source: RandomFields, grid: Tensor, middle: Tensor, size: float) -> Tensor:
     """A lumpy superellipsoid's level set, below 1 inside."""
     turned = torch.tensordot(source.rotation(), grid - middle[:, None, None, None], dims=1)
     radii = size * torch.exp(source.vector(-0.7, 0.4))
@@ -158,11 +158,11 @@ def distance_to(source: Source, grid: Tensor, middle: Tensor, size: float) -> Te
     return level + source.uniform(0, 0.25) * source.smooth(source.integer(4, 12))[0]
 
 
-def blob(source: Source, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
+def blob(source: RandomFields, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
     return [distance_to(source, grid, middle, size) < 1]
 
 
-def shell(source: Source, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
+def shell(source: RandomFields, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
     """A wall, sometimes open at one side, and sometimes what it holds."""
     level = distance_to(source, grid, middle, size)
     inner = source.uniform(0.5, 0.85)
@@ -175,13 +175,13 @@ def shell(source: Source, grid: Tensor, middle: Tensor, size: float) -> list[Ten
     return [wall, hollow] if source.happens(0.6) else [wall]
 
 
-def sheet(source: Source, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
+def sheet(source: RandomFields, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
     """A thin, bent layer."""
     field = source.smooth(source.integer(2, 4))[0]
     return [(field.abs() < source.uniform(0.1, 0.3)) & blob(source, grid, middle, 1.5 * size)[0]]
 
 
-def tree(source: Source, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
+def tree(source: RandomFields, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
     """A branching tube."""
     points, radii = [], []
     ends = [(middle.cpu().numpy(), source.rotation()[0].cpu().numpy(), 0.15 * size + 0.03)]
@@ -205,7 +205,7 @@ def tree(source: Source, grid: Tensor, middle: Tensor, size: float) -> list[Tens
     return [F.interpolate(level, size=grid.shape[1:], mode="trilinear")[0, 0] < 0]
 
 
-def cells(source: Source, grid: Tensor) -> Tensor:
+def cells(source: RandomFields, grid: Tensor) -> Tensor:
     """(N, N, N) labels of many like objects, apart or packed."""
     count = source.integer(8, 60)
     spread = source.uniform(0.7, 1.1)
@@ -221,7 +221,9 @@ def cells(source: Source, grid: Tensor) -> Tensor:
     return (is_cell * (nearest.indices[:, 0] + 1)).view(grid.shape[1:])
 
 
-def deformed_labels(source: Source, grid: Tensor, real_labels: Callable[[], np.ndarray]) -> Tensor:
+def deformed_labels(
+    source: RandomFields, grid: Tensor, real_labels: Callable[[], np.ndarray]
+) -> Tensor:
     """A random part of a real label map, turned, scaled and bent."""
     whole = real_labels()
     shape = torch.tensor(whole.shape, device=source.device)
@@ -249,7 +251,7 @@ def deformed_labels(source: Source, grid: Tensor, real_labels: Callable[[], np.n
 # Images
 
 
-def painted(source: Source, labels: Tensor) -> Tensor:
+def painted(source: RandomFields, labels: Tensor) -> Tensor:
     """(N, N, N) float32: a grey value for each object and for some tissues around, textured."""
     background = torch.zeros_like(labels)
     for _ in range(source.integer(0, 3)):
@@ -266,7 +268,7 @@ def painted(source: Source, labels: Tensor) -> Tensor:
     return image
 
 
-def ct(source: Source, labels: Tensor) -> Tensor:
+def ct(source: RandomFields, labels: Tensor) -> Tensor:
     """Sharp, windowed, with a body in air."""
     image = blurred(painted(source, labels), [source.uniform(0.3, 1.0)] * 3)
     image = image + source.uniform(0.01, 0.1) * blurred(
@@ -277,7 +279,7 @@ def ct(source: Source, labels: Tensor) -> Tensor:
     return image * in_body(source, labels)
 
 
-def mr(source: Source, labels: Tensor) -> Tensor:
+def mr(source: RandomFields, labels: Tensor) -> Tensor:
     """With a bias field and Rician noise."""
     image = blurred(painted(source, labels), [source.uniform(0.3, 1.2)] * 3)
     image = image * torch.exp(source.uniform(0, 0.4) * source.smooth(2)[0])
@@ -286,7 +288,7 @@ def mr(source: Source, labels: Tensor) -> Tensor:
     return ((image * in_body(source, labels) + real).square() + imaginary.square()).sqrt()
 
 
-def pet(source: Source, labels: Tensor) -> Tensor:
+def pet(source: RandomFields, labels: Tensor) -> Tensor:
     """Blurred, with few hot objects."""
     image = painted(source, labels).clamp(min=0) ** source.uniform(1, 3)
     image = blurred(image, [source.uniform(1.2, 2.5)] * 3)
@@ -294,7 +296,7 @@ def pet(source: Source, labels: Tensor) -> Tensor:
     return (image * (1 + source.uniform(0.1, 0.8) * noise)).clamp(min=0)
 
 
-def ultrasound(source: Source, labels: Tensor) -> Tensor:
+def ultrasound(source: RandomFields, labels: Tensor) -> Tensor:
     """Speckled, brighter at borders, darker with depth, in a sector."""
     painting = painted(source, labels)
     z, y, x = torch.gradient(blurred(painting, [1.0] * 3))
@@ -315,7 +317,7 @@ def ultrasound(source: Source, labels: Tensor) -> Tensor:
     return image
 
 
-def microscopy(source: Source, labels: Tensor) -> Tensor:
+def microscopy(source: RandomFields, labels: Tensor) -> Tensor:
     """Stained objects, or their membranes, in the dark; counted photons; blurred along z."""
     is_object = (labels > 0).float()
     borders = is_border(labels).float()
@@ -334,7 +336,7 @@ def microscopy(source: Source, labels: Tensor) -> Tensor:
 STYLES = (ct, ct, mr, mr, pet, ultrasound, microscopy)
 
 
-def in_body(source: Source, labels: Tensor) -> Tensor:
+def in_body(source: RandomFields, labels: Tensor) -> Tensor:
     """(N, N, N) bool: objects and what is near them; all, mostly."""
     if source.happens(0.6):
         return torch.ones_like(labels, dtype=torch.bool)
@@ -368,7 +370,7 @@ def blurred(image: Tensor, sigmas: Sequence[float]) -> Tensor:
     return x[0, 0]
 
 
-def sliced(source: Source, image: Tensor, labels: Tensor) -> SyntheticCase:
+def sliced(source: RandomFields, image: Tensor, labels: Tensor) -> SyntheticCase:
     """The cube in slices, thick ones in half of the cases, in grey values of 0..255."""
     thickness = source.integer(2, MAX_THICKNESS) if source.happens(0.5) else 1
     spacing = source.log_uniform(0.4, 3.0)

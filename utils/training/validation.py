@@ -9,7 +9,7 @@ import numpy as np
 
 from segment_anything import Sam3D
 from utils.evaluation.metrics import auc
-from utils.evaluation.protocol import Prediction, Request, play
+from utils.evaluation.protocol import RoundInput, RoundOutput, play
 from utils.evaluation.report.results import collect
 from utils.formats.case import Case, read_labelled_case
 from utils.runtime.distributed import Processes
@@ -37,8 +37,8 @@ def validate(
         processes was stopped.
     """
 
-    def predict(request: Request) -> Prediction:
-        return Prediction(segment(request.case), 0.0)
+    def predict(request: RoundInput) -> RoundOutput:
+        return RoundOutput(segment(request.case), 0.0)
 
     rows = []
     model.eval()

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from utils.evaluation.report.planes import Planes
-from utils.evaluation.report.results import Result, read_planes, read_result, write_result
+from utils.evaluation.report.results import Result, read_result, read_slices, write_result
+from utils.evaluation.report.slices import ObjectSlices
 from utils.formats.atomic import atomic_write
 
 
@@ -56,11 +56,11 @@ class Folder:
         """The result of a case, if there is one, and of these contents."""
         return read_result(self._record(name), fingerprint)
 
-    def planes(self, name: str) -> Planes:
+    def planes(self, name: str) -> ObjectSlices:
         """Slices of a finished case."""
-        return read_planes(self._record(name))
+        return read_slices(self._record(name))
 
-    def finish(self, result: Result, planes: Planes, fingerprint: str) -> None:
+    def finish(self, result: Result, planes: ObjectSlices, fingerprint: str) -> None:
         """Keep the result of a case."""
         self._failure(result.name).unlink(missing_ok=True)
         write_result(self._record(result.name), result, planes, fingerprint)

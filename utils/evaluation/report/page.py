@@ -13,8 +13,8 @@ import numpy as np
 from utils.evaluation.metrics import auc
 from utils.evaluation.protocol import ROUNDS, SECONDS_PER_OBJECT
 from utils.evaluation.report.folder import Folder
-from utils.evaluation.report.planes import Planes
 from utils.evaluation.report.results import Result, write_metrics, write_metrics_objects
+from utils.evaluation.report.slices import ObjectSlices
 from utils.formats.atomic import atomic_write
 
 TEMPLATE = Path(__file__).with_name("template.html")
@@ -200,7 +200,7 @@ def page(
     run: dict[str, Any],
     results: list[Result],
     missing: dict[str, str],
-    planes_of: Callable[[str], Planes],
+    planes_of: Callable[[str], ObjectSlices],
 ) -> str:
     """The whole report in one file that loads nothing else.
 
@@ -270,8 +270,8 @@ def _table_html(rows: list[Row]) -> str:
     return "".join(lines) + "</tbody></table>"
 
 
-def _pictures_html(results: list[Result], planes_of: Callable[[str], Planes]) -> str:
-    from utils.evaluation.report.pictures import BOX, PREDICTION, TRUTH, draw_planes
+def _pictures_html(results: list[Result], planes_of: Callable[[str], ObjectSlices]) -> str:
+    from utils.evaluation.report.pictures import BOX, PREDICTION, TRUTH, draw_slices
 
     legend = "".join(
         f"<span><i style='border-color:{colour};border-style:{style}'></i>{name}</span>"
@@ -292,7 +292,7 @@ def _pictures_html(results: list[Result], planes_of: Callable[[str], Planes]) ->
         parts.append(f"<h3>{escape(row.title)}</h3>")
         for title, result in chosen_cases(row.results):
             label = result.typical
-            picture = draw_planes(planes_of(result.name), result.clicks[:, label - 1])
+            picture = draw_slices(planes_of(result.name), result.clicks[:, label - 1])
             png = base64.b64encode(picture).decode()
             final = result.scores[-1, label - 1, 0]
             caption = (

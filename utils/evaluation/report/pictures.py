@@ -11,7 +11,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter
 
 from utils.evaluation.protocol import ROUNDS
-from utils.evaluation.report.planes import Planes
+from utils.evaluation.report.slices import ObjectSlices
 
 TRUTH, PREDICTION, BOX = "#56B4E9", "#E69F00", "#FFFFFF"
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -21,7 +21,7 @@ PICTURE_WIDTH = 9.0  # inches
 NAMES = (("axial", "z"), ("coronal", "y"), ("sagittal", "x"))
 
 
-def draw_planes(planes: Planes, clicks: np.ndarray) -> bytes:
+def draw_slices(planes: ObjectSlices, clicks: np.ndarray) -> bytes:
     """Three slices through an object with the contours of truth and prediction, and the prompts.
 
     Prompts that lie in another slice are drawn fainter; numbers are the rounds of the clicks.
@@ -58,7 +58,9 @@ def draw_planes(planes: Planes, clicks: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _draw_slice(ax: Axes, part: np.ndarray, axis: int, planes: Planes, clicks: np.ndarray) -> None:
+def _draw_slice(
+    ax: Axes, part: np.ndarray, axis: int, planes: ObjectSlices, clicks: np.ndarray
+) -> None:
     image, truth, prediction = part
     row_axis, column_axis = (i for i in range(3) if i != axis)
     y0, x0 = planes.start[row_axis], planes.start[column_axis]

@@ -11,7 +11,7 @@ import numpy as np
 
 from utils.evaluation.metrics import auc
 from utils.evaluation.protocol import METRICS, ROUNDS, SECONDS_PER_OBJECT, Round
-from utils.evaluation.report.planes import Planes
+from utils.evaluation.report.slices import ObjectSlices
 from utils.formats.atomic import atomic_write
 from utils.formats.case import LabelledCase
 
@@ -102,7 +102,7 @@ def collect(name: str, labelled: LabelledCase, rounds: list[Round]) -> Result:
     return Result(name, labels, has_boxes, scores, seconds, clicks, tuple(failures))
 
 
-def write_result(path: Path, result: Result, planes: Planes, fingerprint: str) -> None:
+def write_result(path: Path, result: Result, planes: ObjectSlices, fingerprint: str) -> None:
     """Keep a result and a look at it, whole or not at all.
 
     Args:
@@ -147,11 +147,11 @@ def read_result(path: Path, fingerprint: str | None = None) -> Result | None:
         return None
 
 
-def read_planes(path: Path) -> Planes:
+def read_slices(path: Path) -> ObjectSlices:
     """The slices in a record."""
     with np.load(path, allow_pickle=False) as file:
         keys = [key for key in file if key.startswith(_PLANES)]
-        return Planes(**{key.removeprefix(_PLANES): file[key] for key in keys})
+        return ObjectSlices(**{key.removeprefix(_PLANES): file[key] for key in keys})
 
 
 def write_segs(path: Path, segs: list[np.ndarray], with_all: bool) -> None:

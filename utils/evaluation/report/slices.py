@@ -12,7 +12,7 @@ MIN_MARGIN = 6  # voxels
 
 
 @dataclass(frozen=True)
-class Planes:
+class ObjectSlices:
     """Slices along z, y and x through one object, cropped to it; all in (z, y, x).
 
     Attributes:
@@ -34,7 +34,7 @@ class Planes:
     across_x: np.ndarray
 
 
-def cut_planes(labelled: LabelledCase, seg: np.ndarray, label: int) -> Planes:
+def cut_slices(labelled: LabelledCase, seg: np.ndarray, label: int) -> ObjectSlices:
     """Cut the slices in which the object is largest.
 
     Args:
@@ -55,7 +55,7 @@ def cut_planes(labelled: LabelledCase, seg: np.ndarray, label: int) -> Planes:
         at = tuple(centre[i] if i == axis else crop[i] for i in range(3))
         slices.append(np.stack([case.image[at].astype(np.uint8), truth[at], seg[at] == label]))
     box = case.objects[label - 1].box
-    return Planes(
+    return ObjectSlices(
         np.array(centre),
         np.array([part.start for part in crop]),
         np.array(case.spacing),
