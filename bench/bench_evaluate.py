@@ -26,8 +26,8 @@ from utils.evaluation.report.folder import Folder  # noqa: E402
 from utils.evaluation.report.page import write_report  # noqa: E402
 from utils.evaluation.report.results import collect, write_segs  # noqa: E402
 from utils.evaluation.report.slices import cut_slices  # noqa: E402
+from utils.evaluation.simulated_prompts import challenge_boxes  # noqa: E402
 from utils.formats.case import LabelledCase, read_labelled_case  # noqa: E402
-from utils.formats.images import box_of  # noqa: E402
 from utils.runtime.memory import peak_gb  # noqa: E402
 
 SHAPE = (63, 512, 512)
@@ -71,10 +71,9 @@ def ellipsoid_labels() -> np.ndarray:
 
 def make_case(labels: Path | None, path: Path) -> LabelledCase:
     gts = ellipsoid_labels() if labels is None else stretched_labels(labels)
-    rng = np.random.default_rng(0)
-    boxes = [box_of(gts == label, rng) for label in range(1, int(gts.max()) + 1)]
+    boxes = challenge_boxes(gts, range(1, int(gts.max()) + 1), 0)
     image = np.where(gts > 0, 90 + gts, 60).astype(np.uint8)
-    np.savez(path, imgs=image, gts=gts, spacing=SPACING, boxes=np.array(boxes, dtype=object))
+    np.savez(path, imgs=image, gts=gts, spacing=SPACING, boxes=boxes)
     return read_labelled_case(path)
 
 

@@ -25,8 +25,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from utils.evaluation.simulated_prompts import challenge_boxes  # noqa: E402
 from utils.formats.images import (  # noqa: E402
-    boxes_of,
     read_pair,
     scale_percentiles,
     scale_window,
@@ -110,7 +110,7 @@ def read_lung(pyradiomics: Path) -> Sample:
 
 def write_sample(sample: Sample, input_path: Path, gts_path: Path) -> None:
     """Write a case and its truth as the challenge stores them; spacing becomes (x, y, z)."""
-    boxes = boxes_of(sample.seg, np.arange(1, sample.seg.max() + 1), SEED)
+    boxes = challenge_boxes(sample.seg, np.arange(1, sample.seg.max() + 1), SEED)
     spacing = np.array(sample.spacing[::-1], np.float64)
     np.savez_compressed(input_path, imgs=sample.image, spacing=spacing, boxes=boxes)
     np.savez_compressed(gts_path, gts=sample.seg, spacing=spacing)

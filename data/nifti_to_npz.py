@@ -20,10 +20,10 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from utils.evaluation.simulated_prompts import challenge_boxes  # noqa: E402
 from utils.formats.atomic import atomic_write  # noqa: E402
 from utils.formats.case import label_values  # noqa: E402
 from utils.formats.images import (  # noqa: E402
-    boxes_of,
     read_pair,
     scale_percentiles,
     scale_window,
@@ -97,7 +97,7 @@ def convert(image_path: Path, labels_path: Path, args: argparse.Namespace) -> di
         "imgs": grey,
         "gts": seg.astype(np.min_scalar_type(int(labels[-1]))),
         "spacing": np.array(spacing[::-1], np.float64),
-        "boxes": boxes_of(seg, labels, seed),
+        "boxes": challenge_boxes(seg, labels, seed),
     }
 
 

@@ -5,12 +5,18 @@ import csv
 import numpy as np
 import pytest
 
+from conftest import SHAPE
 from seeded import DATA
-from segment_anything.prompts import Click
+from segment_anything.prompts import Box, Click
 from utils.evaluation import simulated_prompts as clicks
 from utils.evaluation.metrics import NSD_MIN_DSC, auc, dsc, nsd
-from utils.evaluation.simulated_prompts import largest_error_click
+from utils.evaluation.simulated_prompts import (
+    challenge_box,
+    challenge_boxes,
+    largest_error_click,
+)
 from utils.formats import safe_pickle
+from utils.formats.case import read_case
 
 CASES = ["eval_boxes", "eval_iso", "eval_no_boxes"]
 
@@ -135,3 +141,66 @@ def test_a_region_above_60_million_voxels():
     expected = official_click_on_a_large_region(shape)
     truth = np.ones(shape, bool)
     assert largest_error_click(truth, truth & False) == Click(tuple(expected.tolist()), True)
+
+
+def uneven_mask(height: int = 14, width: int = 18) -> np.ndarray:
+    """(10, height, width): large in slices 2 and 3, small in 4, elsewhere in 7."""
+    mask = np.zeros((10, height, width), bool)
+    mask[2:4, 3:12, 2:16] = True
+    mask[4, 6:9, 8:10] = True
+    mask[7, 1, 3] = True
+    return mask
+
+
+def drawn_boxes(mask: np.ndarray, **options) -> list[tuple[Box, int]]:
+    return [challenge_box(mask, np.random.default_rng(i), **options) for i in range(100)]
+
+
+def test_a_box_takes_z_from_the_object_and_y_x_from_the_middle_of_the_slices_that_hold_it():
+    # 5 * 14 / 256 and 5 * 18 / 256 are below 1: no shift.
+    assert drawn_boxes(uneven_mask()) == [(Box((2, 6, 8), (8, 9, 10)), 4)] * 100  # of 2, 3, 4, 7
+
+
+def test_one_shift_moves_all_four_sides_as_far_as_the_slice_is_large():
+    mask = np.zeros((4, 512, 256), bool)
+    mask[1:3, 200:301, 100:121] = True
+    moved = {
+        (200 - box.start[1], box.stop[1] - 301, 100 - box.start[2], box.stop[2] - 121)
+        for box, _ in drawn_boxes(mask)
+    }
+    assert moved == {(2 * shift, 2 * shift, shift, shift) for shift in range(6)}
+
+
+def test_an_odd_slice_truncates_the_shift():
+    mask = np.zeros((4, 190, 511), bool)
+    mask[2, 90, 200] = True
+    assert {(90 - box.start[1], 200 - box.start[2]) for box, _ in drawn_boxes(mask)} == {
+        *((0, 0), (0, 1), (1, 3), (2, 5), (2, 7), (3, 9))
+    }
+
+
+def test_a_box_stays_in_the_slice():
+    mask = np.ones((3, 600, 700), bool)
+    assert drawn_boxes(mask) == [(Box((0, 0, 0), (3, 600, 700)), 1)] * 100
+
+
+def test_a_part_of_the_volume_gives_the_box_of_the_whole():
+    mask = np.pad(uneven_mask(), ((2, 3), (200, 298), (300, 194)))
+    part = mask[3:, 190:400, 250:400]
+    options = dict(origin=(3, 190, 250), slice_shape=mask.shape[1:])
+    assert drawn_boxes(part, **options) == drawn_boxes(mask)
+
+
+def test_the_shift_may_be_that_of_larger_slices():
+    found = drawn_boxes(uneven_mask(), shift_shape=(256, 512))
+    assert {6 - box.start[1] for box, _ in found} == set(range(6))
+    assert max(box.stop[2] for box, _ in found) == 18
+
+
+def test_boxes_are_stored_as_they_are_read(write_npz):
+    seg = np.zeros(SHAPE, np.uint8)
+    seg[2:7, 3:9, 4:11], seg[0:3, 0:14, 12:18] = 3, 8
+    stored = challenge_boxes(seg, (8, 3), seed=0)
+    first, second = read_case(write_npz(boxes=stored)).objects
+    assert first.box == Box((0, 0, 12), (3, 14, 18)) and second.box == Box((2, 3, 4), (7, 9, 11))
+    assert stored[1]["z_mid"] == 4 and stored[0]["z_max"] == 2

@@ -7,12 +7,13 @@ from monai.losses import DiceCELoss
 
 from segment_anything import sam_model_registry3D
 from segment_anything.bounds import AdaptiveSettings
-from segment_anything.prompts import Box, Prompts
+from segment_anything.prompts import Prompts
 from utils.evaluation.protocol import play, timed_predictor
+from utils.evaluation.simulated_prompts import challenge_box
 from utils.formats.case import Case, LabelledCase
 from utils.formats.prepared import write_prepared
 from utils.inference.method import make_segmenter
-from utils.training.adaptive_dataset import AdaptiveDataset, challenge_box
+from utils.training.adaptive_dataset import AdaptiveDataset
 from utils.training.adaptive_step import AdaptiveStep, graded_rounds
 from utils.training.dataset import collate, find_cases
 
@@ -65,8 +66,7 @@ def played(tmp_path_factory) -> tuple[np.ndarray, list[tuple[bool, bool]]]:
     curves, clicks = [], []
     for seed in range(100, 120):
         image, truth = volumes(seed)
-        bounds = np.array([[i.min(), i.max() + 1] for i in np.nonzero(truth)], float).T
-        box: Box = challenge_box(truth, 1, bounds, np.random.default_rng(seed))
+        box, _ = challenge_box(truth == 1, np.random.default_rng(seed))
         case = Case(f"{seed}.npz", image, SPACING, (Prompts(box),), 1)
         labelled = LabelledCase(case, truth, (1,))
         curve = []

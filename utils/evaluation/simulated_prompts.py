@@ -1,13 +1,73 @@
-"""The click that the challenge's evaluator makes on a prediction, voxel for voxel."""
+"""The prompts that the challenge makes from the truth: its boxes, and its evaluator's clicks."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
-from segment_anything.prompts import Click, Region
+from segment_anything.prompts import Box, Click, Index3, Region
+from utils.formats.case import stored_box
 
 # The official evaluator's own constants (CVPR25_iter_eval.py, 2025-06-03).
 CLICK_SEED = 42  # of the choice among the voxels farthest inside
 MARGIN = 0.25  # of the component's size, added on each side before distances are measured
 MAX_VOXELS = 60_000_000  # a larger component is halved along each axis first
+# The boxes in the challenge's files are moved outwards by up to MAX_SHIFT pixels of a slice that
+# is SHIFT_SIDE pixels wide and high, and by as much more as a slice is larger.
+MAX_SHIFT, SHIFT_SIDE = 5, 256
+
+
+def challenge_box(
+    mask: np.ndarray,
+    rng: np.random.Generator,
+    origin: Index3 = (0, 0, 0),
+    slice_shape: tuple[int, int] | None = None,
+    shift_shape: tuple[int, int] | None = None,
+) -> tuple[Box, int]:
+    """The box of an object as the challenge makes it, and the slice that its y and x come from.
+
+    z is exact. y and x are the object's extent in the middle one of the slices that hold it. One
+    shift is drawn from 0..MAX_SHIFT; times the slice's height or width over SHIFT_SIDE, truncated,
+    it is taken off the lower and added to the upper side alike, within the slice.
+
+    Args:
+        mask: (D, H, W) = (z, y, x) bool, True somewhere: the volume, or a part that holds all of
+            the object.
+        rng: Draws the shift.
+        origin: First voxel (z, y, x) of the part in the volume.
+        slice_shape: (H, W) of the volume; None: `mask` is the whole volume.
+        shift_shape: (H, W) of the slices that the shift is made for; None: `slice_shape`.
+
+    Returns:
+        The box in voxels of the volume, and z of the middle slice.
+    """
+    slices = np.flatnonzero(mask.any(axis=(1, 2)))
+    middle = int(slices[len(slices) // 2])
+    slice_shape = slice_shape or (mask.shape[1], mask.shape[2])
+    shift = int(rng.integers(0, MAX_SHIFT, endpoint=True))
+    start, stop = [int(slices[0]) + origin[0]], [int(slices[-1]) + 1 + origin[0]]
+    for axis, side, scale in zip((1, 2), slice_shape, shift_shape or slice_shape, strict=True):
+        held = np.flatnonzero(mask[middle].any(axis=2 - axis)) + origin[axis]
+        moved = int(shift * scale / SHIFT_SIDE)
+        start.append(max(int(held[0]) - moved, 0))
+        stop.append(min(int(held[-1]) + 1 + moved, side))
+    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2])), middle + origin[0]
+
+
+def challenge_boxes(seg: np.ndarray, labels: Sequence[int], seed: int) -> np.ndarray:
+    """Boxes of labels of a (D, H, W) volume, in their order, as a challenge file stores them.
+
+    Args:
+        seg: All of `labels` occur in it.
+        labels: The objects.
+        seed: Of the shifts.
+
+    Returns:
+        (n,) object array of dicts.
+    """
+    rng = np.random.default_rng(seed)
+    boxes = np.empty(len(labels), object)
+    boxes[:] = [stored_box(*challenge_box(seg == label, rng)) for label in labels]
+    return boxes
 
 
 def largest_error_click(truth: np.ndarray, pred: np.ndarray, threads: int = 1) -> Click | None:

@@ -372,6 +372,13 @@ def _check_box(entry: Any, label: int, shape: tuple[int, ...]) -> Box:
     return Box((z_min, y_min, x_min), (z_max + 1, y_max + 1, x_max + 1))
 
 
+def stored_box(box: Box, z_mid: int) -> dict[str, int]:
+    """A box as a challenge file stores it, all bounds inclusive; y and x are of slice `z_mid`."""
+    (z0, y0, x0), (z1, y1, x1) = box.start, box.stop
+    bounds = (z0, z1 - 1, z_mid, y0, y1 - 1, x0, x1 - 1)
+    return dict(zip(BOX_KEYS, bounds, strict=True))
+
+
 def _check_clicks(entry: Any, order: Any, label: int, shape: tuple[int, ...]) -> tuple[Click, ...]:
     """{"fg": points, "bg": points} and the order of their kinds -> clicks as they were made."""
     if not isinstance(entry, dict) or not set(entry) <= {"fg", "bg"}:

@@ -1,4 +1,4 @@
-"""Images as people have them -> as the challenge has them: orientation, grey levels, boxes."""
+"""Images as people have them -> as the challenge has them: orientation and grey levels."""
 
 import locale
 import math
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import SimpleITK as sitk
 
 PERCENTILES = (0.5, 99.5)  # of the voxels above 0, the challenge's rule for all but CT
-MAX_SHIFT = 5  # voxels by which a side of a box is moved outwards at the most
 LPS = "LPS"  # a growing index leads to the left, back and head
 POSITION = "0020|0032"  # DICOM's Image Position (Patient)
 ALIKE = ("0020|0037", "0028|0030")  # of all slices: Image Orientation (Patient), Pixel Spacing
@@ -209,32 +208,3 @@ def scale_percentiles(image: np.ndarray) -> np.ndarray:
     if low == high:
         raise ValueError(f"expected voxels that differ, got {low:g} almost everywhere above 0")
     return scale(image, low, high)
-
-
-def box_of(mask: np.ndarray, rng: np.random.Generator) -> dict[str, int]:
-    """The challenge's box prompt of one object; all bounds inclusive.
-
-    z is exact. x and y are those of the object's middle slice alone, each side then moved outwards
-    by 0 to MAX_SHIFT voxels, within the volume.
-
-    Args:
-        mask: (D, H, W) = (z, y, x) bool, True somewhere.
-        rng: Draws the shifts.
-    """
-    slices = np.flatnonzero(mask.any(axis=(1, 2)))
-    z_mid = slices[len(slices) // 2]
-    box = {"z_min": int(slices[0]), "z_max": int(slices[-1]), "z_mid": int(z_mid)}
-    for name, other_axis, size in (("x", 0, mask.shape[2]), ("y", 1, mask.shape[1])):
-        held = np.flatnonzero(mask[z_mid].any(axis=other_axis))
-        before, after = rng.integers(0, MAX_SHIFT, 2, endpoint=True)
-        box[f"z_mid_{name}_min"] = int(max(held[0] - before, 0))
-        box[f"z_mid_{name}_max"] = int(min(held[-1] + after, size - 1))
-    return box
-
-
-def boxes_of(seg: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Boxes of the labels, in their order, as the challenge stores them: (n,) of dicts."""
-    rng = np.random.default_rng(seed)
-    boxes = np.empty(len(labels), object)
-    boxes[:] = [box_of(seg == label, rng) for label in labels]
-    return boxes

@@ -12,7 +12,7 @@ from segment_anything.adaptive import points_in
 from segment_anything.bounds import AdaptiveSettings, choose_bounds, refinement_bounds, roi_of
 from segment_anything.prompts import Box, Click, Prompts
 from segment_anything.roi import Roi, crop_roi_averaged, crop_roi_nearest, normalise
-from utils.evaluation.simulated_prompts import largest_error_click
+from utils.evaluation.simulated_prompts import challenge_box, largest_error_click
 from utils.formats.case import label_values
 from utils.formats.prepared import PreparedCase, boxes_and_counts, map_volumes
 from utils.training.adaptive_step import ADAPTIVE_ROUNDS
@@ -20,7 +20,8 @@ from utils.training.dataset import MIN_VOXELS, Batch, CaseDataset, Item
 from utils.training.synthetic import make_case
 
 MAX_REPEATS = 24  # samples of a case in an epoch; its number of labels ^ (2 / 3) otherwise
-BOX_JITTER = 0.05  # of the box's side; as far as the challenge's boxes reach beyond the slice
+FULL_SLICES = 0.5  # of the boxes are moved as if the case were cut out of whole slices,
+FULL_SIDES = (128, 512)  # so many voxels wide and high; the others as in slices of the case's size
 WITHOUT_BOX = 0.15  # of the samples
 BEGUN = 0.25  # of the samples start from a perturbed_mask mask
 REFINED = 0.15  # of the samples are pieces of the ROI, and start from a perturbed_mask mask
@@ -130,10 +131,24 @@ class AdaptiveDataset(CaseDataset):
     ) -> tuple[Prompts, np.ndarray | None]:
         """What the user says at first; without a box, maybe bounds of what was found before."""
         if rng.random() >= WITHOUT_BOX:
-            return Prompts(challenge_box(gts, label, whole, rng)), None
+            return Prompts(self._box(gts, label, whole, rng)), None
         point = self._voxel(gts, label, whole, rng, is_border=False)
         prompts = Prompts(None, (Click(point, True),))
         return prompts, whole if rng.random() < 0.5 else None
+
+    def _box(self, gts: np.ndarray, label: int, whole: np.ndarray, rng: np.random.Generator) -> Box:
+        """The challenge's, whose shift grows with the slices that it was made in."""
+        (z0, y0, x0), (z1, y1, x1) = whole.astype(int).tolist()
+        _, height, width = gts.shape
+        side = int(rng.integers(*FULL_SIDES, endpoint=True)) if rng.random() < FULL_SLICES else 0
+        box, _ = challenge_box(
+            gts[z0:z1, y0:y1, x0:x1] == label,
+            rng,
+            (z0, y0, x0),
+            (height, width),
+            (max(side, height), max(side, width)),
+        )
+        return box
 
     def _voxel(
         self,
@@ -227,25 +242,6 @@ def intensity_transforms():  # type: ignore[no-untyped-def]
             EnsureType(track_meta=False),
         ]
     )
-
-
-def challenge_box(gts: np.ndarray, label: int, whole: np.ndarray, rng: np.random.Generator) -> Box:
-    """As the challenge makes boxes: z exact, y and x of the middle slice, moved outwards a little.
-
-    Where that slice is empty, y and x are those of the whole object.
-    """
-    (z0, y0, x0), (z1, y1, x1) = whole.astype(int).tolist()
-    z_mid = (z0 + z1 - 1) // 2
-    plane = gts[z_mid, y0:y1, x0:x1] == label
-    edges = []
-    for axis, first, last in ((1, y0, y1), (0, x0, x1)):
-        line = np.flatnonzero(plane.any(axis=axis))
-        low, high = (first + line[0], first + line[-1] + 1) if len(line) else (first, last)
-        reach = int(BOX_JITTER * (high - low))
-        below, above = rng.integers(0, reach + 1, 2)
-        edges.append((max(int(low - below), 0), min(int(high + above), gts.shape[2 - axis])))
-    (ya, yb), (xa, xb) = edges
-    return Box((z0, ya, xa), (z1, yb, xb))
 
 
 def jitter(bounds: np.ndarray, rng: np.random.Generator) -> np.ndarray:
