@@ -27,7 +27,8 @@ from utils.evaluation.report.results import Result, collect, write_segs
 from utils.evaluation.report.slices import cut_slices
 from utils.formats.case import read_labelled_case
 from utils.formats.npz import CaseError, fingerprint
-from utils.options import add_model_options, checkpoint_path, int_from, load_model, model_defaults
+from utils.inference.load import checkpoint_path, load_model
+from utils.options import add_model_options, int_from, model_defaults
 from utils.runtime.workers import Workers, run_local
 
 # torch is imported where it is used: what a command predicts needs none.

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from utils.formats.scan_prompts import add_prompt_options, join_negative
-from utils.options import CT_WINDOWS, SCAN_ENDINGS, add_model_options, load_model, parse_window
+from utils.formats.intensity import CT_WINDOWS, parse_window
+from utils.formats.scan_prompts import SCAN_ENDINGS, add_prompt_options, join_negative
+from utils.options import add_model_options
 from utils.runtime.memory import peak_gb
 from utils.runtime.workers import Workers
 
@@ -123,6 +124,7 @@ def main(args: argparse.Namespace) -> int:
 
     Of several processes the first one tells whether a case failed.
     """
+    from utils.inference.load import load_model
     from utils.inference.sources import find_sources
 
     ending = f".{args.output_format}" if args.output_format else None

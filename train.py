@@ -68,11 +68,10 @@ def build_state(
 
     from segment_anything.bounds import AdaptiveSettings
     from utils.inference.checkpoint import Checkpoint, adaptive_settings
+    from utils.training.optimizer import make_optimizer, make_scheduler
     from utils.training.state import (
         TrainState,
         build_network,
-        make_optimizer,
-        make_scheduler,
         read_state,
         read_weights,
         resume,

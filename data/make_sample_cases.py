@@ -26,12 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils.evaluation.simulated_prompts import challenge_boxes  # noqa: E402
-from utils.formats.images import (  # noqa: E402
-    read_pair,
-    scale_percentiles,
-    scale_window,
-)
-from utils.options import CT_WINDOWS  # noqa: E402
+from utils.formats.images import read_pair  # noqa: E402
+from utils.formats.intensity import CT_WINDOWS, scale_percentiles, scale_window  # noqa: E402
 
 # The AAL regions of object 1, 2, ..., by how their names begin; "Cerebelum" is AAL's spelling.
 # No hippocampus: it runs aslant, so a box from its middle slice misses up to half of it.

@@ -23,12 +23,8 @@ sys.path.insert(0, str(ROOT))
 from utils.evaluation.simulated_prompts import challenge_boxes  # noqa: E402
 from utils.formats.atomic import atomic_write  # noqa: E402
 from utils.formats.case import label_values  # noqa: E402
-from utils.formats.images import (  # noqa: E402
-    read_pair,
-    scale_percentiles,
-    scale_window,
-)
-from utils.options import CT_WINDOWS  # noqa: E402
+from utils.formats.images import read_pair  # noqa: E402
+from utils.formats.intensity import CT_WINDOWS, scale_percentiles, scale_window  # noqa: E402
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -16,8 +16,8 @@ import infer
 from conftest import ROOT, SHAPE, TINY, as_objects
 from seeded import published_weights
 from segment_anything.bounds import AdaptiveSettings
-from utils import options
 from utils.formats.case import read_case
+from utils.inference import load
 from utils.inference.method import make_segmenter, predict_baseline
 
 
@@ -123,7 +123,7 @@ def test_empty_and_missing_inputs(run, tmp_path):
 
 def test_no_checkpoint_names_the_download_command(write_npz, tmp_path, monkeypatch, capsys):
     path = write_npz()
-    monkeypatch.setattr(options, "CKPT_DIR", tmp_path / "ckpt")
+    monkeypatch.setattr(load, "CKPT_DIR", tmp_path / "ckpt")
     args = ["--inputs", str(path), "--outputs", str(tmp_path / "outputs")]
     assert infer.main(infer.get_args_parser().parse_args(args)) == 2
     assert "python ckpt/download.py sam_med3d_turbo_cvpr_coreset" in capsys.readouterr().err
@@ -133,7 +133,7 @@ def test_the_checkpoint_in_ckpt_is_used(write_npz, tmp_path, tiny_checkpoint, mo
     path = write_npz()
     (tmp_path / "ckpt").mkdir()
     shutil.copy(tiny_checkpoint, tmp_path / "ckpt" / "sam_med3d_turbo.pth")
-    monkeypatch.setattr(options, "CKPT_DIR", tmp_path / "ckpt")
+    monkeypatch.setattr(load, "CKPT_DIR", tmp_path / "ckpt")
     args = ["--inputs", str(path), "--outputs", str(tmp_path / "outputs")]
     assert infer.main(infer.get_args_parser().parse_args(args)) == 0
     assert capsys.readouterr().out.startswith("sam_med3d_turbo.pth: local network")

@@ -7,7 +7,7 @@ from conftest import ROOT
 from data.make_sample_cases import SEED, region_around
 from utils.evaluation.simulated_prompts import challenge_boxes
 from utils.formats.case import Case, read_case
-from utils.formats.images import scale_window
+from utils.formats.intensity import scale_window
 
 OBJECTS = {"MR_Brain_colin27.npz": 7, "CT_LungTumour_pyradiomics.npz": 1}
 SPACINGS = {  # (z, y, x) in mm

@@ -22,7 +22,8 @@ from utils.formats.prepared import write_prepared
 from utils.inference.checkpoint import build_model, read_checkpoint
 from utils.runtime.device import show_gpus
 from utils.training.log import tensorboard
-from utils.training.state import TrainState, make_optimizer, make_scheduler, read_state, resume
+from utils.training.optimizer import make_optimizer, make_scheduler
+from utils.training.state import TrainState, read_state, resume
 
 OPTIONS = ["--batch_size=1", "--accumulation_steps=2", "--num_epochs=2", "--min_voxels=20"]
 OPTIONS += ["--num_workers=0", "--device=cpu", "--lr=1e-3"]

@@ -8,8 +8,7 @@ import SimpleITK as sitk
 
 from data.nifti_to_npz import get_args_parser, main
 from utils.formats.case import read_labelled_case
-from utils.formats.images import scale_percentiles, scale_window
-from utils.options import CT_WINDOWS
+from utils.formats.intensity import CT_WINDOWS, scale_percentiles, scale_window
 
 SIZE = (9, 11, 13)  # (z, y, x)
 SPACING = (3.0, 0.5, 1.0)

@@ -9,11 +9,11 @@ import pytest
 import SimpleITK as sitk
 
 from conftest import SHAPE, SPACING
-from utils.formats.images import kept_locale, scale_percentiles, scale_window
+from utils.formats.images import kept_locale
+from utils.formats.intensity import CT_WINDOWS, scale_percentiles, scale_window
 from utils.formats.npz import CaseError
 from utils.formats.scan import read_scan, turned_back, write_labels
 from utils.formats.scan_prompts import RawObject, RawPrompts, read_prompts
-from utils.options import CT_WINDOWS
 
 VALUES = np.random.default_rng(0).integers(1, 900, SHAPE).astype(np.int16)
 VOXEL = (3, 4, 15)

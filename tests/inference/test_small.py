@@ -7,9 +7,9 @@ import pytest
 
 import infer
 from conftest import ROOT
-from utils import options
 from utils.evaluation.protocol import play, timed_predictor
 from utils.formats.case import read_labelled_case
+from utils.inference import load
 from utils.inference.checkpoint import adaptive_settings, build_model, read_checkpoint
 from utils.inference.method import make_segmenter
 from utils.inference.published import SMALL, SMALL_SHA256
@@ -46,7 +46,7 @@ def test_the_samples_are_segmented_as_stated(name):
 
 def test_it_is_used_where_there_is_no_other_and_says_so(tmp_path, monkeypatch, capsys):
     (tmp_path / SMALL).symlink_to(PATH)
-    monkeypatch.setattr(options, "CKPT_DIR", tmp_path)
+    monkeypatch.setattr(load, "CKPT_DIR", tmp_path)
     name = "CT_LungTumour_pyradiomics.npz"
     args = ["--inputs", str(ROOT / "inputs" / name), "--outputs", str(tmp_path / "outputs")]
     assert infer.main(infer.get_args_parser().parse_args([*args, "--device", "cpu"])) == 0

@@ -19,10 +19,9 @@ from utils.runtime.device import choose_precision
 from utils.runtime.distributed import Processes
 from utils.training import epoch as train_loop
 from utils.training.epoch import BadFiles, Loop, Stop, TrainingError, train_epoch
+from utils.training.optimizer import make_optimizer, make_scheduler
 from utils.training.state import (
     TrainState,
-    make_optimizer,
-    make_scheduler,
     read_state,
     resume,
     save_state,

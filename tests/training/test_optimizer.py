@@ -8,8 +8,7 @@ import torch.nn as nn
 from torch.optim import AdamW
 
 from segment_anything import sam_model_registry3D
-from utils.training.optimizer import RMS, MuonAdamW, matrices, orthogonalised
-from utils.training.state import make_optimizer
+from utils.training.optimizer import RMS, MuonAdamW, make_optimizer, matrices, orthogonalised
 
 
 @pytest.mark.parametrize("shape", [(16, 100), (100, 16), (40, 40)])

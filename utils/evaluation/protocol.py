@@ -64,13 +64,13 @@ class Round:
     failure: str
 
 
-def timed_predictor(predict_seg: Callable[[Case], np.ndarray]) -> RoundPredictor:
+def timed_predictor(segment: Callable[[Case], np.ndarray]) -> RoundPredictor:
     """A method in this process, timed; what it raises is a failure."""
 
     def predict(request: RoundInput) -> RoundOutput:
         start = time.perf_counter()
         try:
-            seg = predict_seg(request.case)
+            seg = segment(request.case)
         except Exception as error:  # a failed prediction does not stop the evaluation
             failure = f"{type(error).__name__}: {error}"
             return RoundOutput(None, time.perf_counter() - start, failure)

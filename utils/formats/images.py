@@ -1,4 +1,4 @@
-"""Images as people have them -> as the challenge has them: orientation and grey levels."""
+"""Images as people have them -> as the challenge has them: turned to LPS."""
 
 import locale
 import math
@@ -16,7 +16,6 @@ from utils.formats.npz import MAX_VOLUME_BYTES
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-PERCENTILES = (0.5, 99.5)  # of the voxels above 0, the challenge's rule for all but CT
 LPS = "LPS"  # a growing index leads to the left, back and head
 POSITION = "0020|0032"  # DICOM's Image Position (Patient)
 ALIKE = ("0020|0037", "0028|0030")  # of all slices: Image Orientation (Patient), Pixel Spacing
@@ -179,32 +178,3 @@ def _grid(image: "sitk.Image") -> str:
         )
     )
     return "; ".join(numbers)
-
-
-def scale(image: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Map low..high to 0..255, as uint8, and what lies beyond to the ends."""
-    grey = np.empty(image.shape, np.uint8)
-    for i, plane in enumerate(image):  # float64 of all of them may not fit into memory
-        fraction = (plane.astype(np.float64) - low) / (high - low)
-        grey[i] = np.rint(255 * fraction.clip(0, 1))
-    return grey
-
-
-def scale_window(image: np.ndarray, level: float, width: float) -> np.ndarray:
-    """A CT image in HU -> uint8, by the window round `level`."""
-    return scale(image, level - width / 2, level + width / 2)
-
-
-def scale_percentiles(image: np.ndarray) -> np.ndarray:
-    """Any other image -> uint8, between PERCENTILES of its voxels above 0.
-
-    Raises:
-        ValueError: It has none, or these are all equal.
-    """
-    values = image[image > 0]
-    if len(values) == 0:
-        raise ValueError(f"expected voxels above 0, got {image.min():g}..{image.max():g}")
-    low, high = np.percentile(values, PERCENTILES, overwrite_input=True)
-    if low == high:
-        raise ValueError(f"expected voxels that differ, got {low:g} almost everywhere above 0")
-    return scale(image, low, high)

@@ -6,7 +6,7 @@ Inside, a scan is turned to LPS, as the challenge's cases are; its labels are tu
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,20 +16,32 @@ from utils.formats.case import MAX_OBJECTS, Case
 from utils.formats.images import (
     GEOMETRY_TOLERANCE,
     read_image,
-    scale_percentiles,
-    scale_window,
     turned_to_lps,
 )
+from utils.formats.intensity import parse_window, scale_percentiles, scale_window
 from utils.formats.npz import CaseError
-from utils.formats.scan_prompts import RawObject, RawPrompts
-from utils.inference.preview import Axis
-from utils.options import SCAN_ENDINGS, parse_window
+from utils.formats.scan_prompts import RawObject, RawPrompts, ending_of
 
 # SimpleITK is imported where it is used: .npz cases need none.
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
 LOOKS_LIKE_HU = -500.0  # below that are the air and lungs of CT, and hardly anything else
+
+
+class Axis(NamedTuple):
+    """An axis of a file, along one of its case.
+
+    Attributes:
+        name: z, y or x.
+        is_flipped: The file counts from the other end.
+    """
+
+    name: str
+    is_flipped: bool
+
+
+FILE_AXES = (Axis("z", False), Axis("y", False), Axis("x", False))
 
 
 @dataclass(frozen=True)
@@ -82,17 +94,6 @@ class Scan:
             i: Axis(n, f) for n, i, f in zip("zyx", *turn_of(self.grid, self.turned), strict=True)
         }
         return found[0], found[1], found[2]
-
-
-def ending_of(path: Path) -> str | None:
-    """One of SCAN_ENDINGS, None if it has another."""
-    return next((ending for ending in SCAN_ENDINGS if path.name.lower().endswith(ending)), None)
-
-
-def stem_of(path: Path) -> str:
-    """The name of a scan or a folder of DICOM files without an ending."""
-    ending = None if path.is_dir() else ending_of(path)
-    return path.name[: -len(ending)] if ending else path.name
 
 
 def read_scan(path: Path, prompts: RawPrompts) -> Scan:

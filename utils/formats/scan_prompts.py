@@ -11,6 +11,7 @@ from reprlib import repr as brief
 from typing import Any
 
 # numpy is imported where it is used, so that messages about options come at once.
+SCAN_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 SPACES = ("voxel", "lps", "ras")
 MAX_BYTES = 4 * 2**20  # of a JSON file
 
@@ -41,6 +42,17 @@ class RawPrompts:
     objects: tuple[RawObject, ...]
     space: str = "voxel"
     window: str | None = None
+
+
+def ending_of(path: Path) -> str | None:
+    """One of SCAN_ENDINGS, None if it has another."""
+    return next((ending for ending in SCAN_ENDINGS if path.name.lower().endswith(ending)), None)
+
+
+def stem_of(path: Path) -> str:
+    """The name of a scan or a folder of DICOM files without an ending."""
+    ending = None if path.is_dir() else ending_of(path)
+    return path.name[: -len(ending)] if ending else path.name
 
 
 def read_prompts(path: Path) -> RawPrompts:

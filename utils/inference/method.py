@@ -28,6 +28,8 @@ from utils.options import POLICIES
 TARGET_SPACING = 1.5  # mm; the resolution of the published training data
 PROMPT_RADIUS = 10  # original voxels round a prompt that count as the prompt, as published
 
+Segmenter = Callable[[Case], np.ndarray]  # a case -> its (D, H, W) uint8 labels
+
 
 @dataclass(frozen=True)
 class BaselineQuery:
@@ -198,7 +200,7 @@ def make_segmenter(
     seed: int = 0,
     batch_size: int | None = None,
     precision: str = "fp32",
-) -> Callable[[Case], np.ndarray]:
+) -> Segmenter:
     """What turns a case into its (D, H, W) uint8 labels.
 
     Args:

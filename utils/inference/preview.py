@@ -1,13 +1,14 @@
 """A picture of a segmentation: three planes through each object, with prompts and outlines."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from segment_anything.prompts import Index3, Prompts, Region
 from utils.formats.atomic import atomic_path
 from utils.formats.case import Case
+from utils.formats.scan import FILE_AXES, Axis
 
 # matplotlib is imported where it is used: it takes a second.
 if TYPE_CHECKING:
@@ -21,21 +22,6 @@ SHOWN = 1.6  # sides of the planes over the longest side of the object
 MIN_MM = 20.0  # of the planes' sides
 NEAR = 0.5  # voxels, within which a click lies in a plane; others are drawn faint
 PLANES = ("axial", "coronal", "sagittal")  # across z, y, x; in volumes turned to LPS
-
-
-class Axis(NamedTuple):
-    """An axis of a file, along one of its case.
-
-    Attributes:
-        name: z, y or x.
-        is_flipped: The file counts from the other end.
-    """
-
-    name: str
-    is_flipped: bool
-
-
-FILE_AXES = (Axis("z", False), Axis("y", False), Axis("x", False))
 
 
 def colour_of(label: int) -> str:

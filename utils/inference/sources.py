@@ -10,10 +10,20 @@ import numpy as np
 from utils.formats.case import Case, read_case, write_case
 from utils.formats.image_header import is_dicom
 from utils.formats.npz import CaseError
-from utils.formats.scan import ending_of, read_scan, stem_of, write_labels
-from utils.formats.scan_prompts import RawObject, RawPrompts, read_prompts
-from utils.inference.preview import FILE_AXES, Axis
-from utils.options import SCAN_ENDINGS
+from utils.formats.scan import (
+    FILE_AXES,
+    Axis,
+    read_scan,
+    write_labels,
+)
+from utils.formats.scan_prompts import (
+    SCAN_ENDINGS,
+    RawObject,
+    RawPrompts,
+    ending_of,
+    read_prompts,
+    stem_of,
+)
 
 NPZ = ".npz"
 DICOM_ENDING = SCAN_ENDINGS[0]  # for the labels of a series

@@ -1,12 +1,21 @@
-"""Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon) beside AdamW."""
+"""Optimizers and schedules: AdamW as published, and Muon beside it.
 
-from collections.abc import Callable
+Muon is Jordan et al., 2024, https://kellerjordan.github.io/posts/muon.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn as nn
 from torch import Tensor
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer, lr_scheduler
+
+from segment_anything import Sam3D
+
+OPTIMIZERS = ("adamw", "muon")
+SCHEDULERS = ("multisteplr", "steplr", "coswarm", "linear")
+PROMPT_AND_DECODER_LR = 0.1  # of the image encoder's, as published for fine-tuning
 
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)  # Jordan's quintic: singular values to about 1
@@ -65,3 +74,62 @@ def orthogonalised(matrix: Tensor) -> Tensor:
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.T if is_tall else x
+
+
+def make_optimizer(
+    model: Sam3D,
+    lr: float,
+    weight_decay: float,
+    others_lr: float = PROMPT_AND_DECODER_LR,
+    name: str = "adamw",
+) -> Optimizer:
+    """AdamW with the published groups, in the published order; or Muon beside it.
+
+    Args:
+        model: To be trained.
+        lr: Of the image encoder.
+        weight_decay: Of all parts.
+        others_lr: Of prompt encoder and mask decoder, over `lr`.
+        name: One of OPTIMIZERS.
+    """
+    assert name in OPTIMIZERS, name
+    others = {"lr": others_lr * lr}
+    parts: list[tuple[nn.Module, dict[str, Any]]] = [
+        (model.image_encoder, {}),
+        (model.prompt_encoder, others),
+        (model.mask_decoder, others),
+    ]
+    common: dict[str, Any] = {"lr": lr, "betas": (0.9, 0.999), "weight_decay": weight_decay}
+    if name == "adamw":
+        return AdamW([{"params": list(part.parameters()), **how} for part, how in parts], **common)
+    groups: list[dict[str, Any]] = []
+    for part, how in parts:
+        chosen = matrices(part)
+        ids = {id(weight) for weight in chosen}
+        rest = [parameter for parameter in part.parameters() if id(parameter) not in ids]
+        groups.append({"params": chosen, "is_matrices": True, **how})
+        groups.append({"params": rest, "is_matrices": False, **how})
+    return MuonAdamW([group for group in groups if group["params"]], **common)
+
+
+def make_scheduler(
+    optimizer: Optimizer, name: str, step_size: Sequence[int], gamma: float
+) -> lr_scheduler.LRScheduler:
+    """One of SCHEDULERS, stepped each epoch.
+
+    Args:
+        optimizer: As `make_optimizer` returns it.
+        name: multisteplr: times gamma at each of `step_size`; steplr: every `step_size[0]`
+            epochs; coswarm: a cosine that restarts every `step_size[0]` epochs; linear: from a
+            tenth up to the full rate in 5 epochs.
+        step_size: Epochs.
+        gamma: A factor.
+    """
+    assert name in SCHEDULERS, name
+    if name == "multisteplr":
+        return lr_scheduler.MultiStepLR(optimizer, list(step_size), gamma)
+    if name == "steplr":
+        return lr_scheduler.StepLR(optimizer, step_size[0], gamma)
+    if name == "coswarm":
+        return lr_scheduler.CosineAnnealingWarmRestarts(optimizer, step_size[0])
+    return lr_scheduler.LinearLR(optimizer, 0.1)

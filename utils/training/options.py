@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from utils.options import OPTIMIZERS, SCHEDULERS, int_from
+from utils.options import int_from
+from utils.training.optimizer import OPTIMIZERS, SCHEDULERS
 
 ROOT = Path(__file__).resolve().parents[2]
 

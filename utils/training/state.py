@@ -1,15 +1,14 @@
 """What a training run is made of beside its data, and how it is saved and taken up again."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn as nn
-from torch.optim import AdamW, Optimizer, lr_scheduler
+from torch.optim import Optimizer, lr_scheduler
 
 from segment_anything import Sam3D, sam_model_registry3D
 from segment_anything.bounds import AdaptiveSettings
@@ -22,13 +21,10 @@ from utils.inference.checkpoint import (
     read_checkpoint,
     read_plain,
 )
-from utils.options import OPTIMIZERS, SCHEDULERS
-from utils.training.optimizer import MuonAdamW, matrices
 
 LATEST, LOSS_BEST, DICE_BEST = (
     f"sam_model_{which}.pth" for which in ("latest", "loss_best", "dice_best")
 )
-PROMPT_AND_DECODER_LR = 0.1  # of the image encoder's, as published for fine-tuning
 
 
 @dataclass
@@ -73,65 +69,6 @@ class TrainState:
     policy: str = "baseline"
     settings: AdaptiveSettings = field(default_factory=AdaptiveSettings)
     progress: Progress = field(default_factory=Progress)
-
-
-def make_optimizer(
-    model: Sam3D,
-    lr: float,
-    weight_decay: float,
-    others_lr: float = PROMPT_AND_DECODER_LR,
-    name: str = "adamw",
-) -> Optimizer:
-    """AdamW with the published groups, in the published order; or Muon beside it.
-
-    Args:
-        model: To be trained.
-        lr: Of the image encoder.
-        weight_decay: Of all parts.
-        others_lr: Of prompt encoder and mask decoder, over `lr`.
-        name: One of OPTIMIZERS.
-    """
-    assert name in OPTIMIZERS, name
-    others = {"lr": others_lr * lr}
-    parts: list[tuple[nn.Module, dict[str, Any]]] = [
-        (model.image_encoder, {}),
-        (model.prompt_encoder, others),
-        (model.mask_decoder, others),
-    ]
-    common: dict[str, Any] = {"lr": lr, "betas": (0.9, 0.999), "weight_decay": weight_decay}
-    if name == "adamw":
-        return AdamW([{"params": list(part.parameters()), **how} for part, how in parts], **common)
-    groups: list[dict[str, Any]] = []
-    for part, how in parts:
-        chosen = matrices(part)
-        ids = {id(weight) for weight in chosen}
-        rest = [parameter for parameter in part.parameters() if id(parameter) not in ids]
-        groups.append({"params": chosen, "is_matrices": True, **how})
-        groups.append({"params": rest, "is_matrices": False, **how})
-    return MuonAdamW([group for group in groups if group["params"]], **common)
-
-
-def make_scheduler(
-    optimizer: Optimizer, name: str, step_size: Sequence[int], gamma: float
-) -> lr_scheduler.LRScheduler:
-    """One of SCHEDULERS, stepped each epoch.
-
-    Args:
-        optimizer: As `make_optimizer` returns it.
-        name: multisteplr: times gamma at each of `step_size`; steplr: every `step_size[0]`
-            epochs; coswarm: a cosine that restarts every `step_size[0]` epochs; linear: from a
-            tenth up to the full rate in 5 epochs.
-        step_size: Epochs.
-        gamma: A factor.
-    """
-    assert name in SCHEDULERS, name
-    if name == "multisteplr":
-        return lr_scheduler.MultiStepLR(optimizer, list(step_size), gamma)
-    if name == "steplr":
-        return lr_scheduler.StepLR(optimizer, step_size[0], gamma)
-    if name == "coswarm":
-        return lr_scheduler.CosineAnnealingWarmRestarts(optimizer, step_size[0])
-    return lr_scheduler.LinearLR(optimizer, 0.1)
 
 
 def build_network(
