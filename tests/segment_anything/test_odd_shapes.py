@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segment_anything.adaptive import Answer, Request, points_in, segment_object
+from segment_anything.adaptive import ObjectRequest, RoiAnswer, points_in, segment_object
 from segment_anything.bounds import AdaptiveSettings, choose_bounds, roi_of
 from segment_anything.prompts import Box, Click, Prompts
 from segment_anything.roi import (
@@ -94,7 +94,7 @@ def test_an_object_lies_in_its_volume_whatever_the_network_says(drawn, seed):
     shape, spacing, prompts = drawn
     rng = np.random.default_rng(seed)
     generator = segment_object(
-        Request(prompts), shape, spacing, SIZE, MASK_SIZE, AdaptiveSettings()
+        ObjectRequest(prompts), shape, spacing, SIZE, MASK_SIZE, AdaptiveSettings()
     )
     answer = None
     for _ in range(50):
@@ -106,7 +106,7 @@ def test_an_object_lies_in_its_volume_whatever_the_network_says(drawn, seed):
         assert query.mask.shape == (MASK_SIZE,) * 3
         bias = rng.uniform(-2, 2)
         logits = rng.standard_normal((MASK_SIZE,) * 3) + bias
-        answer = Answer(logits.astype(np.float32), 0.5)
+        answer = RoiAnswer(logits.astype(np.float32), 0.5)
     assert mask.shape == shape and mask.dtype == bool
 
 
