@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_scan import written
 
 from conftest import ROOT, SHAPE, case_arrays
+from scans import written
 from utils.formats.case import write_case
 
 KILLS = 50

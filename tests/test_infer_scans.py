@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from test_scan import image_of, write_series, written
 
 import infer
 from conftest import SHAPE, case_arrays
+from scans import image_of, write_series, written
 from segment_anything.prompts import Box, Click, Prompts
 from utils.formats.case import Case
 from utils.formats.scan_prompts import join_negative

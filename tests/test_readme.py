@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from test_scan import image_of, write_series
 
 from conftest import ROOT, SHAPE, case_arrays
+from scans import image_of, write_series
 
 README = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

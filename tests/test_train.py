@@ -1,7 +1,6 @@
 """train.py from the outside: runs, resuming, signals, several processes, bad files and options."""
 
 import argparse
-import csv
 import json
 import os
 import shutil
@@ -17,29 +16,22 @@ import pytest
 import torch
 
 from conftest import ROOT, TINY, case_arrays
+from runs import (
+    command,
+    content_of,
+    log_of,
+    numbers,
+    start,
+    train,
+    write_cases,
+    write_val_case,
+)
 from segment_anything import sam_model_registry3D
-from utils.formats.prepared import write_prepared
 from utils.inference.checkpoint import build_model, read_checkpoint
 from utils.runtime.device import show_gpus
 from utils.training.log import tensorboard
 from utils.training.optimizer import make_optimizer, make_scheduler
 from utils.training.state import TrainState, read_state, resume
-
-OPTIONS = ["--batch_size=1", "--accumulation_steps=2", "--num_epochs=2", "--min_voxels=20"]
-OPTIONS += ["--num_workers=0", "--device=cpu", "--lr=1e-3"]
-
-
-def write_cases(folder: Path, count: int = 5) -> Path:
-    """Prepared cases of a bright block in noise."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(count):
-        rng = np.random.default_rng(i)
-        gts = np.zeros((22, 27, 35), np.uint8)
-        z, y, x = rng.integers(2, 8, 3)
-        gts[z : z + 9, y : y + 12, x : x + 15] = 1
-        image = rng.integers(1, 80, gts.shape) + 150 * gts
-        write_prepared(folder / f"{i}.npz", image.astype(np.uint8), gts, (1.5,) * 3, b"")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -50,51 +42,6 @@ def weights(tmp_path_factory) -> Path:
     model = sam_model_registry3D["vit_b_ori"](**TINY)
     torch.save({"model_state_dict": model.state_dict(), "model_args": TINY}, path)
     return path
-
-
-def command(weights: Path, data: Path, folder: Path, *options: str) -> list[str]:
-    own = ["--checkpoint", weights, "--data", data, "--work_dir", folder, "--task_name", "run"]
-    return [*map(str, [ROOT / "train.py", *own]), *OPTIONS, *options]
-
-
-def start(arguments: list[str], **options) -> subprocess.Popen:
-    """Its results depend on the number of threads, in the last bits."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        **options,
-    )
-
-
-def train(*args) -> subprocess.CompletedProcess:
-    process = start(command(*args), stderr=subprocess.PIPE)
-    output, errors = process.communicate()
-    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
-
-
-def log_of(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "run/log.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def numbers(folder: Path) -> list[tuple[float, float, float]]:
-    return [(float(r["loss"]), float(r["dice"]), float(r["lr"])) for r in log_of(folder)]
-
-
-def content_of(folder: Path, which: str = "latest") -> dict:
-    return torch.load(folder / f"run/sam_model_{which}.pth", weights_only=True)
-
-
-def write_val_case(folder: Path) -> Path:
-    """A case with gts of two objects, in a new folder."""
-    folder.mkdir(parents=True)
-    gts = np.zeros(case_arrays()["imgs"].shape, np.uint8)
-    gts[2:7, 3:9, 4:11], gts[:3, :, 9:] = 1, 2
-    np.savez_compressed(folder / "case.npz", **case_arrays(gts=gts))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from test_scan import VALUES, image_of, written
 
 from conftest import ROOT
+from scans import VALUES, image_of, written
 from utils.formats.images import read_image
 
 NRRD = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 8 8 8\nencoding: raw\n"

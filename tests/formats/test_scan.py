@@ -9,16 +9,15 @@ import pytest
 import SimpleITK as sitk
 
 from conftest import SHAPE, SPACING
+from scans import IDENTITY, VALUES, image_of, write_series, written
 from utils.formats.images import kept_locale
 from utils.formats.intensity import CT_WINDOWS, scale_percentiles, scale_window
 from utils.formats.npz import CaseError
 from utils.formats.scan import read_scan, turned_back, write_labels
 from utils.formats.scan_prompts import RawObject, RawPrompts, read_prompts
 
-VALUES = np.random.default_rng(0).integers(1, 900, SHAPE).astype(np.int16)
 VOXEL = (3, 4, 15)
 BOX = (2.0, 3.0, 4.0, 5.0, 6.0, 16.0)
-IDENTITY = np.eye(3)
 
 
 def turn(axis: int, degrees: float) -> np.ndarray:
@@ -27,19 +26,6 @@ def turn(axis: int, degrees: float) -> np.ndarray:
     matrix = np.eye(3)
     matrix[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
     return matrix
-
-
-def image_of(values=VALUES, direction=IDENTITY) -> sitk.Image:
-    image = sitk.GetImageFromArray(values)
-    image.SetSpacing(SPACING[::-1])
-    image.SetOrigin((-70.5, 30.25, 11))
-    image.SetDirection(direction.ravel().tolist())
-    return image
-
-
-def written(path, values=VALUES, direction=IDENTITY):
-    sitk.WriteImage(image_of(values, direction), str(path))
-    return path
 
 
 def prompts(box=BOX, clicks=((VOXEL, True),), space="voxel", window=None) -> RawPrompts:
@@ -155,38 +141,6 @@ def test_windows_and_percentiles_are_the_challenges(tmp_path):
     assert "looks like CT in HU" in scan.notices[0]
     with pytest.raises(CaseError, match="expected abdomen, lung, brain, bone or LEVEL,WIDTH"):
         read_scan(path, prompts(window="liver"))
-
-
-def write_series(folder, values=VALUES, direction=IDENTITY, uid="1.2.3", skip=()):
-    """A DICOM series, its files named against the order of its slices."""
-    folder.mkdir(exist_ok=True)
-    image = image_of(values, direction)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for i in range(len(values)):
-        if i in skip:
-            continue
-        plane = image[:, :, i]
-        position = image.TransformIndexToPhysicalPoint((0, 0, i))
-        axes = np.reshape(direction, (3, 3)).T[:2].ravel()
-        tags = {
-            "0008|0060": "CT",
-            "0008|0018": f"{uid}.{i + 1}",
-            "0020|000d": "1.2",
-            "0020|000e": uid,
-            "0020|0032": "\\".join(f"{v:.8g}" for v in position),
-            "0020|0037": "\\".join(f"{v:.8g}" for v in axes),
-            "0020|0013": str(i),
-            "0018|0050": f"{SPACING[0]}",
-            "0028|1052": "-100",
-            "0028|1053": "2",
-        }
-        for key, value in tags.items():
-            plane.SetMetaData(key, value)
-        writer.SetFileName(str(folder / f"{uid}_{len(values) - i:03d}.dcm"))
-        with kept_locale():
-            writer.Execute(plane)
-    return folder
 
 
 def test_a_dicom_series_is_read_with_its_rescaling_and_geometry(tmp_path):

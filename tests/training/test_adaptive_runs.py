@@ -5,12 +5,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_adaptive_training import SPACING, volumes, write_cases
 
 from conftest import TINY_HYBRID
+from runs import (
+    NATIVE_SPACING,
+    content_of,
+    native_volumes,
+    numbers,
+    train,
+    write_native_cases,
+    write_val_case,
+)
 from segment_anything import sam_model_registry3D
 from segment_anything.bounds import AdaptiveSettings
-from test_train import content_of, numbers, train, write_val_case
 from train import check_resumed, get_args_parser, options_of
 from utils.formats.prepared import write_prepared
 from utils.inference.checkpoint import adaptive_settings, read_checkpoint
@@ -33,7 +40,7 @@ def weights(tmp_path_factory):
 def finished(tmp_path_factory, weights):
     folder = tmp_path_factory.mktemp("work")
     val = write_val_case(folder / "val/MR/MR_Some")
-    data = write_cases(folder / "data", 3)
+    data = write_native_cases(folder / "data", 3)
     result = train(weights, data, folder, *OPTIONS, "--val_cases", str(val))
     assert result.returncode == 0, result.stderr
     return folder
@@ -93,7 +100,7 @@ def test_its_options_need_the_adaptive_recipe(option, weights, finished, tmp_pat
 
 
 def test_two_processes_train_as_one_with_the_double_batch(weights, tmp_path):
-    data = write_cases(tmp_path / "data", 3)
+    data = write_native_cases(tmp_path / "data", 3)
     one, two = tmp_path / "one", tmp_path / "two"
     result = train(weights, data, one, *OPTIONS, "--batch_size=2")
     assert result.returncode == 0, result.stderr
@@ -104,8 +111,8 @@ def test_two_processes_train_as_one_with_the_double_batch(weights, tmp_path):
 
 def test_cases_prepared_for_the_published_recipe_stop_a_run(weights, tmp_path):
     """Cases of the published recipe are refused, with what to do."""
-    image, gts = volumes()
+    image, gts = native_volumes()
     (tmp_path / "data").mkdir()
-    write_prepared(tmp_path / "data/a.npz", image, gts, SPACING, b"")
+    write_prepared(tmp_path / "data/a.npz", image, gts, NATIVE_SPACING, b"")
     result = train(weights, tmp_path / "data", tmp_path, *OPTIONS)
     assert result.returncode == 1 and "prepared with --native" in result.stderr

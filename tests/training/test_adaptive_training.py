@@ -8,6 +8,7 @@ import torch
 from monai.losses import DiceCELoss
 
 from conftest import TINY_HYBRID
+from runs import NATIVE_SHAPE, NATIVE_SPACING, native_volumes, write_native_cases
 from segment_anything import sam_model_registry3D
 from segment_anything.adaptive import points_in
 from segment_anything.bounds import AdaptiveSettings, choose_bounds, roi_of
@@ -27,28 +28,7 @@ from utils.training.adaptive_step import (
 )
 from utils.training.dataset import collate, find_cases
 
-SHAPE, SPACING = (24, 50, 70), (3.0, 1.0, 0.7)
 SIZE, MASK_SIZE = 32, 16
-
-
-def volumes(seed=0):
-    """A bright ellipsoid, a dark tube and a speck in noise."""
-    rng = np.random.default_rng(seed)
-    z, y, x = np.ogrid[tuple(slice(n) for n in SHAPE)]
-    gts = np.zeros(SHAPE, np.uint8)
-    gts[((z - 11) / 7) ** 2 + ((y - 20) / 12) ** 2 + ((x - 25) / 15) ** 2 <= 1] = 4
-    gts[np.broadcast_to(((y - 38) / 5) ** 2 + ((x - 55) / 6) ** 2 <= 1, SHAPE)] = 9
-    gts[0, 0, :5] = 2
-    image = rng.integers(60, 120, SHAPE) + np.array([0, 0, 0, 0, 80, 0, 0, 0, 0, -50])[gts]
-    return image.astype(np.uint8), gts
-
-
-def write_cases(folder, count=1):
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(count):
-        image, gts = volumes(i)
-        write_prepared(folder / f"{i}.npz", image, gts, SPACING, b"", is_native=True)
-    return folder
 
 
 def dataset_of(folder, **options):
@@ -76,8 +56,8 @@ class Untouched:
 
 def test_a_sample_is_what_inference_makes_of_the_same_prompts(tmp_path, plain):
     """ROI, resampling, normalisation and prompts, up to flips."""
-    dataset = dataset_of(write_cases(tmp_path))
-    image, gts = volumes()
+    dataset = dataset_of(write_native_cases(tmp_path))
+    image, gts = native_volumes()
     seen = set()
     for epoch in range(60):
         rng = np.random.default_rng((0, epoch, 0))
@@ -87,8 +67,10 @@ def test_a_sample_is_what_inference_makes_of_the_same_prompts(tmp_path, plain):
         label, whole = [2, 4, 9][i], dataset.items[0].label_boxes[i].T.astype(float)
         rng.random()
         box = dataset._box(gts, label, whole, rng)
-        bounds = choose_bounds(Prompts(box), None, SIZE, SHAPE, SPACING, AdaptiveSettings())
-        roi = roi_of(bounds, SIZE, 2, SHAPE)
+        bounds = choose_bounds(
+            Prompts(box), None, SIZE, NATIVE_SHAPE, NATIVE_SPACING, AdaptiveSettings()
+        )
+        roi = roi_of(bounds, SIZE, 2, NATIVE_SHAPE)
         expected = normalise(crop_roi_averaged(image, roi))
         truth = torch.from_numpy(crop_roi_nearest(gts, roi) == label)
         if torch.equal(sample.truth[0, 0], truth):  # not flipped
@@ -103,7 +85,7 @@ def test_a_sample_is_what_inference_makes_of_the_same_prompts(tmp_path, plain):
 
 def test_prompts_follow_the_flips_and_turns(tmp_path):
     """The truth fills its box along z before turning; clicks lie in it."""
-    dataset = dataset_of(write_cases(tmp_path))
+    dataset = dataset_of(write_native_cases(tmp_path))
     kinds = Counter()
     for epoch in range(80):
         sample = dataset[(epoch, 0)]
@@ -126,7 +108,7 @@ def test_prompts_follow_the_flips_and_turns(tmp_path):
 
 
 def test_a_sample_follows_from_seed_epoch_and_case(tmp_path):
-    write_cases(tmp_path, 2)
+    write_native_cases(tmp_path, 2)
     first, same, other = (dataset_of(tmp_path, seed=seed)[(4, 1)] for seed in (0, 0, 1))
     assert torch.equal(first.image, same.image) and torch.equal(first.draws, same.draws)
     assert all(torch.equal(a, b) for a, b in zip(first.start, same.start, strict=True))
@@ -135,14 +117,14 @@ def test_a_sample_follows_from_seed_epoch_and_case(tmp_path):
 
 def test_a_case_of_many_labels_comes_more_than_once(tmp_path):
     gts = np.arange(1, 101, dtype=np.uint8).repeat(30).reshape(25, 8, 15)
-    write_prepared(tmp_path / "many.npz", gts, gts, SPACING, b"", is_native=True)
-    write_cases(tmp_path)
+    write_prepared(tmp_path / "many.npz", gts, gts, NATIVE_SPACING, b"", is_native=True)
+    write_native_cases(tmp_path)
     names = Counter(case.path.name for case in dataset_of(tmp_path).items)
     assert names == {"many.npz": 22, "0.npz": 2}
 
 
 def test_samples_are_filled_up_to_a_batch(tmp_path):
-    dataset = dataset_of(write_cases(tmp_path))
+    dataset = dataset_of(write_native_cases(tmp_path))
     samples = [dataset[(epoch, 0)] for epoch in range(30)]
     assert {s.start[0].shape[1] for s in samples} == {1, 2}
     points, labels, mask = collate(samples).start
@@ -156,8 +138,8 @@ def test_samples_are_filled_up_to_a_batch(tmp_path):
 
 @pytest.mark.parametrize("is_native", [True, False])
 def test_cases_of_the_other_recipe_are_refused(is_native, tmp_path):
-    image, gts = volumes()
-    write_prepared(tmp_path / "a.npz", image, gts, SPACING, b"", is_native=is_native)
+    image, gts = native_volumes()
+    write_prepared(tmp_path / "a.npz", image, gts, NATIVE_SPACING, b"", is_native=is_native)
     cases, failures = find_cases([tmp_path], 20, is_native=not is_native)
     way = "without" if is_native else "with"
     (message,) = failures.values()
@@ -165,8 +147,8 @@ def test_cases_of_the_other_recipe_are_refused(is_native, tmp_path):
 
 
 def test_half_of_the_boxes_are_moved_as_in_whole_slices(tmp_path):
-    dataset = dataset_of(write_cases(tmp_path))
-    _, gts = volumes()
+    dataset = dataset_of(write_native_cases(tmp_path))
+    _, gts = native_volumes()
     whole = np.array([[4.0, 8, 10], [19, 33, 41]])
     starts = [dataset._box(gts, 4, whole, np.random.default_rng(i)).start[1] for i in range(400)]
     moved = 8 - np.array(starts)
@@ -199,7 +181,7 @@ def test_clicks_are_the_evaluators_or_random_errors():
 def loop_and_batch(tmp_path, count=4):
     torch.manual_seed(0)
     model = sam_model_registry3D["hybrid_s"](**TINY_HYBRID).train()
-    dataset = dataset_of(write_cases(tmp_path), mask_size=model.mask_size)
+    dataset = dataset_of(write_native_cases(tmp_path), mask_size=model.mask_size)
     batch = collate([dataset[(epoch, 0)] for epoch in range(count)])
     return AdaptiveStep(model, DiceCELoss(sigmoid=True, squared_pred=True)), batch
 
@@ -271,7 +253,7 @@ def test_iou():
 
 
 def test_synthetic_samples_join_those_of_the_cases(tmp_path):
-    dataset = dataset_of(write_cases(tmp_path), synthetic=5)
+    dataset = dataset_of(write_native_cases(tmp_path), synthetic=5)
     assert len(dataset) == 2 + 5
     samples = [dataset[(1, i)] for i in range(7)]
     assert [s.names[0].startswith("synthetic") for s in samples] == 2 * [False] + 5 * [True]
@@ -283,11 +265,11 @@ def test_synthetic_samples_join_those_of_the_cases(tmp_path):
 
 
 def test_cases_with_many_labels_give_their_shapes(tmp_path):
-    image, gts = volumes()
+    image, gts = native_volumes()
     gts = (np.arange(gts.size) % 30).reshape(gts.shape).astype(np.uint8)
-    write_prepared(tmp_path / "oblong.npz", image, gts, SPACING, b"", is_native=True)
+    write_prepared(tmp_path / "oblong.npz", image, gts, NATIVE_SPACING, b"", is_native=True)
     write_prepared(tmp_path / "even.npz", image, gts, (1.2, 1.0, 1.0), b"", is_native=True)
-    (shapes,) = dataset_of(write_cases(tmp_path), synthetic=1).shapes
+    (shapes,) = dataset_of(write_native_cases(tmp_path), synthetic=1).shapes
     np.testing.assert_array_equal(shapes(), gts)
 
 

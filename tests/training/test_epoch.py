@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from conftest import TINY
+from runs import write_cases
 from segment_anything import sam_model_registry3D
 from segment_anything.prompts import Box, Prompts
-from test_train import write_cases
 from train import get_args_parser, make_loop
 from utils.evaluation.protocol import play, timed_predictor
 from utils.formats.case import Case, LabelledCase
