@@ -17,8 +17,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from segment_anything.adaptive import Patch, assemble  # noqa: E402
 from segment_anything.bounds import around, roi_of  # noqa: E402
+from segment_anything.patches import Patch, assemble  # noqa: E402
 from segment_anything.predictor3D import Canvas  # noqa: E402
 from segment_anything.prompts import Prompts  # noqa: E402
 from segment_anything.roi import Roi, crop_roi_averaged  # noqa: E402

@@ -11,38 +11,50 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 
 
-def ask_in_batches(
-    ask: Callable[[Sequence[Q]], Iterable[A]], queries: Iterable[Q], batch_size: int
-) -> Iterator[A]:
-    """The answers to all queries, in their order.
+class Batches:
+    """Batches as large as a GPU's memory allows.
 
-    Where a batch needs more memory than the GPU has, this one and those after it have half as many.
+    Where one needs more memory than there is, it and all later ones have half as many.
 
-    Args:
-        ask: Answers a batch.
-        queries: Taken as they are needed.
-        batch_size: To begin with.
-
-    Raises:
-        torch.OutOfMemoryError: There is not enough for a single one.
+    Attributes:
+        size: Of a batch at most; to begin with, and then as it was found to fit.
     """
-    coming = iter(queries)
-    batch: list[Q] = []
-    while True:
-        batch += islice(coming, max(batch_size - len(batch), 0))
-        if not batch:
-            return
-        try:
-            answers = list(ask(batch[:batch_size]))
-        except torch.OutOfMemoryError:
-            if batch_size == 1 or len(batch) == 1:
-                raise
-            batch_size = (min(batch_size, len(batch)) + 1) // 2
-        else:
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def ask(
+        self, answer: Callable[[Sequence[Q]], Iterable[A]], queries: Iterable[Q]
+    ) -> Iterator[A]:
+        """The answers to all queries, in their order.
+
+        Args:
+            answer: Answers a batch.
+            queries: Taken as they are needed.
+
+        Raises:
+            torch.OutOfMemoryError: There is not enough for a single one.
+        """
+        coming = iter(queries)
+        batch: list[Q] = []
+        while True:
+            batch += islice(coming, max(self.size - len(batch), 0))
+            if not batch:
+                return
+            count = min(self.size, len(batch))
+            answers = None
+            try:
+                answers = list(answer(batch[:count]))
+            except torch.OutOfMemoryError:
+                if count == 1:
+                    raise
+            if answers is None:  # outside of the handler: the error holds what the batch had taken
+                self.size = (count + 1) // 2
+                warnings.warn(
+                    f"out of GPU memory: going on with batches of {self.size}", stacklevel=2
+                )
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                continue
             yield from answers
-            del batch[:batch_size]
-            continue
-        # Outside of the handler, since the error holds what the batch had taken.
-        warnings.warn(f"out of GPU memory: going on with batches of {batch_size}", stacklevel=2)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            del batch[:count]

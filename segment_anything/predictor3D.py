@@ -1,23 +1,17 @@
 """Interactive segmentation: an image once, then prompts, each of which costs a decoder pass."""
 
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 
-from segment_anything.adaptive import (
-    Mask,
-    ObjectRequest,
-    Prediction,
-    RoiAnswer,
-    RoiQuery,
-    segment_object,
-)
-from segment_anything.batches import ask_in_batches
+from segment_anything.adaptive import Geometry, ObjectRequest, RoiAnswer, RoiQuery, segment_objects
+from segment_anything.batches import Batches
 from segment_anything.bounds import AdaptiveSettings
 from segment_anything.modeling.sam3D import (
     MASK_THRESHOLD,
@@ -26,6 +20,7 @@ from segment_anything.modeling.sam3D import (
     join_embeddings,
     split_embedding,
 )
+from segment_anything.patches import Mask, Prediction
 from segment_anything.prompts import Box, Click, Index3, Prompts
 from segment_anything.roi import Roi, crop_roi_averaged, normalise
 
@@ -39,6 +34,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, PRECISIONS[precision])
+
+
+def default_batch_size(device: torch.device) -> int:
+    """Objects that go through the network together; on a CPU more of them are slower."""
+    return 1 if device.type == "cpu" else 8
 
 
 @dataclass
@@ -93,9 +93,8 @@ class SamPredictor3D:
 
     All coordinates are voxels (z, y, x) of the volume. The policy is `adaptive`
     (`segment_anything.adaptive`): the ROI follows the prompts, and its embedding is kept, so that
-    a further click costs a decoder pass as long as the ROI stands. If it
-    was not obeyed, it is asked again on a piece of the ROI, which costs a pass more, and mostly an
-    encoder pass.
+    a further click costs a decoder pass as long as the ROI stands. If it was not obeyed, it is
+    asked again on a refinement crop, which costs a pass more, and mostly an encoder pass.
 
     Memory: the volume itself, `cache_bytes` of embeddings, and for each object MAX_UNDO + 1
     predictions, each with 2 bytes per voxel of the region that holds the object.
@@ -119,7 +118,7 @@ class SamPredictor3D:
         self.model = model
         self.settings = settings or AdaptiveSettings()
         self.precision = precision
-        self.batch_size = batch_size or (1 if model.device.type == "cpu" else 8)
+        self.batches = Batches(batch_size or default_batch_size(model.device))
         self.volume: np.ndarray | None = None
         self.spacing = (1.0, 1.0, 1.0)
         self._cache = _Cache(cache_bytes)
@@ -243,37 +242,15 @@ class SamPredictor3D:
 
     def segment(self, requests: Sequence[ObjectRequest]) -> Iterator[Prediction]:
         """Segment objects, and hold none of them."""
-        for first in range(0, len(requests), self.batch_size):
-            yield from self._segment_together(requests[first : first + self.batch_size])
+        geometry = Geometry(self.shape, self.spacing, self.model.img_size, self.model.mask_size)
+        coming = iter(requests)
+        while together := list(islice(coming, self.batches.size)):
+            yield from segment_objects(together, self._ask, geometry, self.settings)
 
-    def _segment_together(self, requests: Sequence[ObjectRequest]) -> list[Prediction]:
-        done: dict[int, Prediction] = {}
-        asking: dict[int, tuple[Generator[RoiQuery, RoiAnswer, Prediction], RoiQuery]] = {}
+    def _ask(self, queries: Sequence[RoiQuery]) -> Iterator[RoiAnswer]:
+        return self.batches.ask(self._answer, queries)
 
-        def go_on(
-            i: int, generator: Generator[RoiQuery, RoiAnswer, Prediction], answer: Any
-        ) -> None:
-            try:
-                asking[i] = generator, generator.send(answer)
-            except StopIteration as end:
-                done[i] = end.value
-
-        size, mask_size = self.model.img_size, self.model.mask_size
-        for i, request in enumerate(requests):
-            generator = segment_object(
-                request, self.shape, self.spacing, size, mask_size, self.settings
-            )
-            go_on(i, generator, None)
-        while asking:
-            current = dict(asking)
-            asking.clear()
-            queries = [query for _, query in current.values()]
-            answers = ask_in_batches(self._ask, queries, self.batch_size)
-            for (i, (generator, _)), answer in zip(current.items(), answers, strict=True):
-                go_on(i, generator, answer)
-        return [done[i] for i in range(len(requests))]
-
-    def _ask(self, queries: Sequence[RoiQuery]) -> list[RoiAnswer]:
+    def _answer(self, queries: Sequence[RoiQuery]) -> list[RoiAnswer]:
         with torch.inference_mode(), autocast(self.model.device, self.precision):
             embeddings = self._embeddings([query.roi for query in queries])
             # Points that only fill a batch up would be seen by the ViT's decoder.

@@ -18,7 +18,8 @@ from seeded import published_weights
 from segment_anything.bounds import AdaptiveSettings
 from utils.formats.case import read_case
 from utils.inference import load
-from utils.inference.method import make_segmenter, predict_baseline
+from utils.inference.baseline import predict_baseline
+from utils.inference.method import make_segmenter
 
 
 @pytest.fixture

@@ -240,9 +240,9 @@ def test_medims_network_gives_the_same_segmentation():
     from pathlib import Path
 
     from utils.formats.case import read_case
+    from utils.inference.baseline import predict_baseline
     from utils.inference.checkpoint import Checkpoint
     from utils.inference.medim_backend import build_medim_model
-    from utils.inference.method import predict_baseline
 
     checkpoint = Checkpoint(Path("seeded"), published_weights())
     case = read_case(DATA / "infer" / "small_volume_padded.npz")

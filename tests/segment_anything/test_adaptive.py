@@ -1,4 +1,4 @@
-"""The adaptive policy for one object: where it looks, what it asks, what it makes of answers."""
+"""The adaptive policy: where it looks, what it asks, what it makes of answers."""
 
 import numpy as np
 import pytest
@@ -6,16 +6,14 @@ import pytest
 from conftest import SHAPE, SPACING
 from segment_anything.adaptive import (
     MAX_EXPANSIONS,
-    Mask,
+    Geometry,
     ObjectRequest,
-    Patch,
     RoiAnswer,
-    assemble,
     points_in,
-    render,
-    segment_object,
+    segment_objects,
 )
 from segment_anything.bounds import EXTENSION, AdaptiveSettings, choose_bounds, roi_of
+from segment_anything.patches import Mask, Patch, assemble, render
 from segment_anything.prompts import Box, Click, Prompts
 from segment_anything.roi import Roi, crop_roi, crop_roi_averaged, crop_roi_nearest
 
@@ -172,15 +170,14 @@ class Oracle:
     def play(self, prompts, previous=None, spacing=THICK):
         shape = self.truth.shape
         request = ObjectRequest(prompts, previous)
-        asking = segment_object(request, shape, spacing, SIZE, MASK_SIZE, SETTINGS)
-        answer = None
-        while True:
-            try:
-                query = asking.send(answer)
-            except StopIteration as end:
-                return end.value
+        geometry = Geometry(shape, spacing, SIZE, MASK_SIZE)
+        (prediction,) = segment_objects([request], self.ask, geometry, SETTINGS)
+        return prediction
+
+    def ask(self, queries):
+        for query in queries:
             self.queries.append(query)
-            answer = RoiAnswer(self.answer(query), 0.5)
+            yield RoiAnswer(self.answer(query), 0.5)
 
     def answer(self, query):
         return 8 * crop_roi(self.truth, query.roi.coarse(2)).numpy() - 4

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import SHAPE, SPACING
-from segment_anything.batches import ask_in_batches
+from segment_anything.batches import Batches
 from segment_anything.prompts import Box, Click, Prompts
 from utils.formats.case import Case
 from utils.inference.method import make_segmenter
@@ -28,7 +28,7 @@ class Asked:
 
 def test_batches_are_full_while_there_is_memory():
     ask = Asked(8)
-    assert list(ask_in_batches(ask, range(19), 8)) == [2 * i for i in range(19)]
+    assert list(Batches(8).ask(ask, range(19))) == [2 * i for i in range(19)]
     assert ask.sizes == [8, 8, 3]
 
 
@@ -38,14 +38,14 @@ def test_batches_are_full_while_there_is_memory():
 def test_batches_are_halved_for_good_when_memory_runs_out(room, sizes):
     ask = Asked(room)
     with pytest.warns(UserWarning, match="out of GPU memory: going on with batches of"):
-        assert list(ask_in_batches(ask, range(11), 8)) == [2 * i for i in range(11)]
+        assert list(Batches(8).ask(ask, range(11))) == [2 * i for i in range(11)]
     assert ask.sizes == sizes
 
 
 def test_a_single_one_that_does_not_fit_is_an_error():
     with pytest.raises(torch.OutOfMemoryError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        list(ask_in_batches(Asked(0), range(3), 2))
+        list(Batches(2).ask(Asked(0), range(3)))
 
 
 @pytest.mark.parametrize("policy", ["baseline", "adaptive"])
@@ -70,3 +70,26 @@ def test_a_case_is_segmented_in_halves_as_in_whole(policy, tiny_model, monkeypat
         seg = make_segmenter(tiny_model, policy, batch_size=4)(case)
     np.testing.assert_array_equal(seg, expected)
     assert max(sizes) == 4 and 2 in sizes and seg.any()
+
+
+@pytest.mark.parametrize("policy", ["baseline", "adaptive"])
+def test_what_did_not_fit_once_is_not_tried_again(policy, tiny_model, monkeypatch):
+    """24 objects, two of which fit: eight at once are tried once, not three times."""
+    image = np.random.default_rng(0).integers(1, 256, SHAPE, np.uint8)
+    objects = tuple(Prompts(Box((1, 2, 3), (5, 9, 4 + i % 12))) for i in range(24))
+    case = Case("case.npz", image, SPACING, objects, 1)
+    decode, failures = tiny_model.decode, []
+
+    def decode_two(embedding, *args, **kwargs):
+        if len(kwargs["mask_prompt"]) > 2:
+            failures.append(len(kwargs["mask_prompt"]))
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return decode(embedding, *args, **kwargs)
+
+    monkeypatch.setattr(tiny_model, "decode", decode_two)
+    segment = make_segmenter(tiny_model, policy, batch_size=8)
+    with pytest.warns(UserWarning, match="out of GPU memory"):
+        segment(case)
+    assert failures == [8, 4]
+    segment(case)
+    assert failures == [8, 4]

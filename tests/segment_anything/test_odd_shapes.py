@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segment_anything.adaptive import ObjectRequest, RoiAnswer, points_in, segment_object
+from segment_anything.adaptive import Geometry, ObjectRequest, RoiAnswer, points_in, segment_objects
 from segment_anything.bounds import AdaptiveSettings, choose_bounds, roi_of
 from segment_anything.prompts import Box, Click, Prompts
 from segment_anything.roi import (
@@ -93,20 +93,16 @@ def test_a_click_lies_in_its_voxel_of_the_roi(drawn):
 def test_an_object_lies_in_its_volume_whatever_the_network_says(drawn, seed):
     shape, spacing, prompts = drawn
     rng = np.random.default_rng(seed)
-    generator = segment_object(
-        ObjectRequest(prompts), shape, spacing, SIZE, MASK_SIZE, AdaptiveSettings()
-    )
-    answer = None
-    for _ in range(50):
-        try:
-            query = generator.send(answer)
-        except StopIteration as end:
-            mask = end.value.mask
-            break
-        assert query.mask.shape == (MASK_SIZE,) * 3
-        bias = rng.uniform(-2, 2)
-        logits = rng.standard_normal((MASK_SIZE,) * 3) + bias
-        answer = RoiAnswer(logits.astype(np.float32), 0.5)
+
+    def ask(queries):
+        for query in queries:
+            assert query.mask.shape == (MASK_SIZE,) * 3
+            logits = rng.standard_normal((MASK_SIZE,) * 3) + rng.uniform(-2, 2)
+            yield RoiAnswer(logits.astype(np.float32), 0.5)
+
+    geometry = Geometry(shape, spacing, SIZE, MASK_SIZE)
+    (prediction,) = segment_objects([ObjectRequest(prompts)], ask, geometry, AdaptiveSettings())
+    mask = prediction.mask
     assert mask.shape == shape and mask.dtype == bool
 
 

@@ -6,7 +6,7 @@ import torch
 
 from conftest import SHAPE, SPACING
 from segment_anything import SamPredictor3D
-from segment_anything.adaptive import Prediction
+from segment_anything.patches import Prediction
 from segment_anything.predictor3D import MAX_UNDO, Canvas, _Cache
 from segment_anything.prompts import Box, Click, Prompts
 from segment_anything.roi import Roi

@@ -14,7 +14,7 @@ from train import get_args_parser, make_loop
 from utils.evaluation.protocol import play, timed_predictor
 from utils.formats.case import Case, LabelledCase
 from utils.formats.prepared import map_volumes
-from utils.inference.method import predict_baseline
+from utils.inference.baseline import predict_baseline
 from utils.runtime.device import choose_precision
 from utils.runtime.distributed import Processes
 from utils.training import epoch as train_loop

@@ -8,11 +8,17 @@ import torch
 
 from conftest import SHAPE, SPACING
 from seeded import DATA, published_weights
+from segment_anything.batches import Batches
 from segment_anything.prompts import Box, Click, Prompts
 from segment_anything.roi import crop_roi, normalise
 from utils.formats.case import Case, read_case
+from utils.inference.baseline import (
+    baseline_prompt,
+    baseline_queries,
+    predict_baseline,
+    predict_rois,
+)
 from utils.inference.checkpoint import Checkpoint, build_model
-from utils.inference.method import baseline_prompt, baseline_queries, predict_baseline, predict_rois
 
 GOLDEN = sorted(p.stem for p in (DATA / "infer").glob("*.npz") if ".expected" not in p.name)
 
@@ -185,9 +191,9 @@ def test_prev_pred_is_united_and_objects_are_painted_in_order(tiny_model):
 
 def test_same_seed_same_output_for_any_batch_size(tiny_model):
     case = make_case(Prompts(BOX), Prompts(None, (FG,)), Prompts(Box((0, 0, 0), (3, 9, 9))))
-    one_by_one = predict_baseline(tiny_model, case, seed=3, batch_size=1)
+    one_by_one = predict_baseline(tiny_model, case, seed=3, batches=Batches(1))
     np.testing.assert_array_equal(
-        one_by_one, predict_baseline(tiny_model, case, seed=3, batch_size=3)
+        one_by_one, predict_baseline(tiny_model, case, seed=3, batches=Batches(3))
     )
     np.testing.assert_array_equal(one_by_one, predict_baseline(tiny_model, case, seed=3))
     assert one_by_one.any()
