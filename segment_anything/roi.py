@@ -13,6 +13,7 @@ from torch import Tensor
 
 from segment_anything.prompts import Index3
 
+CHUNK_VOXELS = 2**21  # of an image, as floats at the same time
 MAX_AVERAGED = 3  # samples along an axis of a ROI voxel; more cost more than they add
 
 
@@ -108,20 +109,45 @@ def crop_roi_averaged(image: np.ndarray, roi: Roi) -> Tensor:
     """As `crop_roi`, but wide voxels of the ROI are means over their width.
 
     An axis on which they are twice or three times as wide as the original ones is sampled as often
-    within each; single samples of a fine, noisy image would be noise.
+    within each; single samples of a fine, noisy image would be noise. Each axis is a product with
+    a matrix; positions beyond the image take the value at its border, voxels outside are 0.
     """
-    times = [int(np.clip(round(step), 1, MAX_AVERAGED)) for step in roi.step]
-    insides = [torch.from_numpy(roi.positions(axis)[1]) for axis in range(3)]
-    fine = [
-        (np.arange(roi.size * n) + roi.start[axis] * n + 0.5) * (roi.step[axis] / n) - 0.5
-        for axis, n in enumerate(times)
-    ]
-    sampled = sample_linear(image, fine)
-    for axis, n in enumerate(times):
-        if n > 1:
-            sampled = sampled.unflatten(axis, (roi.size, n)).mean(dim=axis + 1)
-    z, y, x = insides
-    return torch.where(z[:, None, None] & y[:, None] & x, sampled, 0.0)
+    (rows_z, to_z), (rows_y, to_y), (rows_x, to_x) = (
+        _averaging_matrix(roi, axis) for axis in range(3)
+    )
+    slices = torch.empty(len(rows_z), roi.size, roi.size)
+    at_once = max(1, CHUNK_VOXELS // (len(rows_y) * len(rows_x)))
+    with torch.autocast("cpu", enabled=False):  # which would round the products
+        for first in range(0, len(rows_z), at_once):
+            part = image[_selection(rows_z[first : first + at_once])]
+            part = part[:, _selection(rows_y)][:, :, _selection(rows_x)]
+            slab = torch.from_numpy(part).float()
+            slices[first : first + at_once] = to_y @ (slab @ to_x.T)
+        return (to_z @ slices.flatten(1)).view(roi.size, roi.size, roi.size)
+
+
+def _selection(rows: np.ndarray) -> slice | np.ndarray:
+    """Ascending indices, as a slice where there is no gap: then nothing is copied."""
+    first, last = int(rows[0]), int(rows[-1])
+    return slice(first, last + 1) if last - first + 1 == len(rows) else rows
+
+
+def _averaging_matrix(roi: Roi, axis: int) -> tuple[np.ndarray, Tensor]:
+    """The voxels of an original axis that a ROI's are means of: (n,) indices, (S, n) weights."""
+    times = int(np.clip(round(roi.step[axis]), 1, MAX_AVERAGED))
+    index = np.arange(roi.size * times) + roi.start[axis] * times
+    position = (index + 0.5) * (roi.step[axis] / times) - 0.5
+    low = np.floor(position).astype(np.int64)
+    ends = np.clip([low, low + 1], 0, roi.shape[axis] - 1)  # the voxels below and above
+    rows = np.unique(ends)
+    if 2 * len(rows) > rows[-1] - rows[0]:  # gaps are not worth the copy
+        rows = np.arange(rows[0], rows[-1] + 1)
+    weights = np.zeros((roi.size, len(rows)))
+    voxel, fraction = np.arange(roi.size).repeat(times), position - low
+    for end, weight in zip(ends, (1 - fraction, fraction), strict=True):
+        np.add.at(weights, (voxel, np.searchsorted(rows, end)), weight / times)
+    weights[~roi.positions(axis)[1]] = 0
+    return rows, torch.from_numpy(weights.astype(np.float32))
 
 
 def sample_linear(image: np.ndarray, positions: Sequence[np.ndarray]) -> Tensor:

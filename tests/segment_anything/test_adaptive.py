@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import SHAPE, SPACING
 from segment_anything.adaptive import (
@@ -15,7 +16,7 @@ from segment_anything.adaptive import (
 from segment_anything.bounds import EXTENSION, AdaptiveSettings, choose_bounds, roi_of
 from segment_anything.patches import Mask, Patch, assemble, render
 from segment_anything.prompts import Box, Click, Prompts
-from segment_anything.roi import Roi, crop_roi, crop_roi_averaged, crop_roi_nearest
+from segment_anything.roi import Roi, crop_roi, crop_roi_averaged, crop_roi_nearest, sample_linear
 
 SETTINGS = AdaptiveSettings()
 SIZE, MASK_SIZE = 32, 16
@@ -131,7 +132,27 @@ def test_wide_voxels_are_means():
     expected = image[2:22, 6:36, 3:13].reshape(10, 2, 10, 3, 10).mean(axis=(1, 3))
     np.testing.assert_allclose(crop_roi_averaged(image, roi), expected, atol=1e-4)
     fine = Roi(10, (1, 2, 3), (1.2, 0.3, 1.0), VOLUME)
-    np.testing.assert_array_equal(crop_roi_averaged(image, fine), crop_roi(image, fine))
+    np.testing.assert_allclose(crop_roi_averaged(image, fine), crop_roi(image, fine), atol=1e-4)
+
+
+def test_means_are_the_same_under_autocast_in_parts_and_with_gaps(monkeypatch):
+    """A ROI beyond the volume, of voxels so wide that most of the original ones are left out."""
+    image = np.random.default_rng(0).integers(0, 256, VOLUME, np.uint8)
+    roi = Roi(4, (-1, -1, 0), (9.5, 13.0, 40.0), VOLUME)
+    expected = np.zeros((4, 4, 4))
+    for index in np.ndindex(4, 4, 4):
+        first = np.array(index) + roi.start
+        if (first < 0).any() or (first >= roi.resampled_shape).any():
+            continue
+        rows = [
+            (3 * i + np.arange(3) + 0.5) * t / 3 - 0.5 for i, t in zip(first, roi.step, strict=True)
+        ]
+        expected[index] = sample_linear(image, rows).mean()
+    whole = crop_roi_averaged(image, roi)
+    np.testing.assert_allclose(whole, expected, atol=1e-4)
+    monkeypatch.setattr("segment_anything.roi.CHUNK_VOXELS", 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        np.testing.assert_allclose(crop_roi_averaged(image, roi), whole, atol=1e-4)
 
 
 def test_logits_come_back_to_where_they_were():
