@@ -140,8 +140,10 @@ class Attention(nn.Module):
             terms.append(by_w[..., :nw] + slab[:, :, :, :, None])
         if not terms:
             return bias
-        padding_logit = torch.cat(terms, dim=-1).logsumexp(-1)  # (B, heads, D, H, W)
-        return torch.cat([bias, padding_logit.flatten(2)[..., None]], dim=-1)
+        # Softmax takes no notice of what is added to a whole row, and this logit of up to log(2232)
+        # would be rounded in bf16.
+        padding_logit = torch.cat(terms, dim=-1).logsumexp(-1).flatten(2)[..., None]
+        return torch.cat([bias - padding_logit, torch.zeros_like(padding_logit)], dim=-1)
 
 
 def window_regions(grid: tuple[int, ...], side: int) -> Iterator[tuple[slice, ...]]:
