@@ -29,7 +29,7 @@ from utils.formats.case import read_labelled_case
 from utils.formats.npz import CaseError, fingerprint
 from utils.inference.load import checkpoint_path, load_model
 from utils.options import add_model_options, int_from, model_defaults
-from utils.runtime.workers import Workers, run_local
+from utils.runtime.distributed import Workers, is_launched, run_local
 
 # torch is imported where it is used: what a command predicts needs none.
 ROOT = Path(__file__).resolve().parent
@@ -223,7 +223,7 @@ def main(args: argparse.Namespace) -> int:
     if not entries:
         print(f"no cases: expected .npz files in {args.cases}", file=sys.stderr)
         return 2
-    if args.jobs > 1 and "RANK" not in os.environ:
+    if args.jobs > 1 and not is_launched():
         return run_local(args.jobs, [__file__, *sys.argv[1:]])
     folder, workers = Folder(args.outputs), Workers()
     status = workers.agree(lambda: prepare(folder, args))

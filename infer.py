@@ -18,7 +18,6 @@ from utils.formats.intensity import CT_WINDOWS, parse_window
 from utils.formats.scan_prompts import SCAN_ENDINGS, add_prompt_options, join_negative
 from utils.options import add_model_options
 from utils.runtime.memory import peak_gb
-from utils.runtime.workers import Workers
 
 # torch is imported where it is used, so that --help and messages about options come at once.
 if TYPE_CHECKING:
@@ -126,6 +125,7 @@ def main(args: argparse.Namespace) -> int:
     """
     from utils.inference.load import load_model
     from utils.inference.sources import find_sources
+    from utils.runtime.distributed import Workers
 
     ending = f".{args.output_format}" if args.output_format else None
     try:
@@ -181,8 +181,7 @@ def main(args: argparse.Namespace) -> int:
             f"{name}: objects {len(case.objects)}, rounds of prompts {case.rounds}, "
             f"{time.perf_counter() - start:.1f} s, peak memory {peak_memory(model.device.type)}"
         )
-    parts = workers.collect("/".join(failed))
-    failed = sorted(name for part in parts for name in part.split("/") if name)
+    failed = sorted(name for part in workers.collect(failed) for name in part)
     if failed:
         names = ", ".join(failed)
         print(f"{len(failed)} of {len(sources)} cases failed: {names}", file=sys.stderr)
