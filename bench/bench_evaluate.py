@@ -79,7 +79,7 @@ def make_case(labels: Path | None, path: Path) -> LabelledCase:
 
 def predict(request: RoundInput) -> RoundOutput:
     start = time.perf_counter()
-    newest = list(request.rounds[-1]) if request.rounds else []
+    newest = list(request.click_rounds[-1]) if request.click_rounds else []
     return RoundOutput(stand_in(request.case, newest), time.perf_counter() - start)
 
 

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from monai.metrics.surface_dice import compute_surface_dice
 from scipy import ndimage
 
 from utils.evaluation import metrics
@@ -19,8 +20,6 @@ def boxes(*regions) -> np.ndarray:
 
 
 def monai_nsd(truth: np.ndarray, pred: np.ndarray, spacing) -> float:
-    from monai.metrics.surface_dice import compute_surface_dice
-
     y_pred, y = (torch.from_numpy(np.pad(mask, 1))[None, None] for mask in (pred, truth))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # about its own call

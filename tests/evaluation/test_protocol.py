@@ -33,11 +33,17 @@ def labelled(*regions, with_boxes: bool = True) -> LabelledCase:
 A, B = np.s_[2:5, 3:9, 4:8], np.s_[6:9, 1:5, 9:17]
 
 
-def played(case: LabelledCase, predict, **options):
-    if not isinstance(predict, list):
-        return list(play(case, predict, **options))
-    segs = iter(predict)
-    return list(play(case, lambda request: RoundOutput(next(segs), 0.0), **options))
+def played(case: LabelledCase, method, **options):
+    """All rounds of a predictor, or of labels that are given for each."""
+    if not isinstance(method, list):
+        return list(play(case, method, **options))
+    segs = iter(method)
+    return list(play(case, lambda given: RoundOutput(next(segs), 0.0), **options))
+
+
+def predict_stand_in(given: RoundInput) -> RoundOutput:
+    newest = list(given.click_rounds[-1]) if given.click_rounds else []
+    return RoundOutput(stand_in(given.case, newest), 0.0)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -49,11 +55,7 @@ def test_rounds_equal_the_official_evaluator(name, threads):
     with open(DATA / "evaluate" / "expected_metrics.csv") as file:
         (expected,) = (row for row in csv.DictReader(file) if row["CaseName"] == f"{name}.npz")
 
-    def predict(request: RoundInput) -> RoundOutput:
-        newest = list(request.rounds[-1]) if request.rounds else []
-        return RoundOutput(stand_in(request.case, newest), 0.0)
-
-    rounds = list(play(case, predict, threads=threads))
+    rounds = list(play(case, predict_stand_in, threads=threads))
     np.testing.assert_array_equal([seg for _, seg in rounds], expected_segs)
     result = collect(f"{name}.npz", case, [round_ for round_, _ in rounds])
     for metric, key in (("DSC", "DSC"), ("NSD_official", "NSD")):
@@ -124,13 +126,13 @@ def test_a_failed_prediction_counts_as_empty_and_the_next_round_goes_on():
     case = labelled(A)
     seen = []
 
-    def predict_seg(asked: Case) -> np.ndarray:
+    def segment(asked: Case) -> np.ndarray:
         seen.append(asked)
         if len(seen) == 2:
             raise RuntimeError("out of memory")
         return case.truth
 
-    rounds = played(case, timed_predictor(predict_seg))
+    rounds = played(case, timed_predictor(segment))
     assert [round_.failure for round_, _ in rounds] == ["", "RuntimeError: out of memory"] + [
         ""
     ] * 4
@@ -142,14 +144,14 @@ def test_a_failed_prediction_counts_as_empty_and_the_next_round_goes_on():
 
 def test_what_comes_late_counts_as_empty_and_is_not_asked_again():
     case = labelled(A, B)
-    requests = []
+    seconds_left = []
 
-    def predict(request: RoundInput) -> RoundOutput:
-        requests.append(request.seconds)
+    def predict_round(given: RoundInput) -> RoundOutput:
+        seconds_left.append(given.seconds)
         return RoundOutput(case.truth, 80.0)
 
-    rounds = played(case, predict)
-    assert requests == [180, 100, 20]
+    rounds = played(case, predict_round)
+    assert seconds_left == [180, 100, 20]
     assert [round_.scores[:, 0].tolist() for round_, _ in rounds] == [[1, 1]] * 2 + [[0, 0]] * 4
     assert [round_.failure for round_, _ in rounds][2:] == [
         "late: the limit for 2 objects is 180 s"

@@ -1,9 +1,11 @@
 """The evaluator's clicks: equal to the official ones, and on the edge cases."""
 
 import csv
+import zipfile
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from conftest import SHAPE
 from seeded import DATA
@@ -16,7 +18,7 @@ from utils.evaluation.simulated_prompts import (
     largest_error_click,
 )
 from utils.formats import safe_pickle
-from utils.formats.case import read_case
+from utils.formats.case import read_case, stored_box
 
 CASES = ["eval_boxes", "eval_iso", "eval_no_boxes"]
 
@@ -32,16 +34,14 @@ def recorded(name: str):
     rounds = [[] for _ in orders[0]]
     for points, order in zip(made, orders, strict=True):
         queues = {kind: iter(points[kind]) for kind in ("fg", "bg")}
-        for step, kind in zip(rounds, order, strict=True):
-            step.append(Click(tuple(next(queues[kind])), kind == "fg"))
+        for made_in_round, kind in zip(rounds, order, strict=True):
+            made_in_round.append(Click(tuple(next(queues[kind])), kind == "fg"))
     with open(DATA / "evaluate" / "expected_metrics.csv") as file:
         (row,) = (row for row in csv.DictReader(file) if row["CaseName"] == f"{name}.npz")
     return truth, segs, rounds, spacing, row
 
 
 def read_objects(path, key: str) -> list:
-    import zipfile
-
     with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
         np.lib.format.read_magic(file)
         np.lib.format.read_array_header_1_0(file)
@@ -112,8 +112,6 @@ def official_click_on_a_large_region(shape: tuple[int, int, int]) -> np.ndarray:
 
     They do not count the border of the padded region, which halving may reach.
     """
-    from scipy import ndimage
-
     margin = [max(int(0.25 * n), 1) for n in shape]
     padded = np.pad(
         np.ones(shape, np.uint8), [(m, m + n % 2) for m, n in zip(margin, shape, strict=True)]
@@ -195,6 +193,29 @@ def test_the_shift_may_be_that_of_larger_slices():
     found = drawn_boxes(uneven_mask(), shift_shape=(256, 512))
     assert {6 - box.start[1] for box, _ in found} == set(range(6))
     assert max(box.stop[2] for box, _ in found) == 18
+
+
+class Shift:
+    """Draws what it is told to."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def integers(self, low: int, high: int, endpoint: bool) -> int:
+        assert (low, high, endpoint) == (0, 5, True)
+        return self.value
+
+
+def test_a_published_case_has_boxes_of_this_rule(shared):
+    """Slices of 551 x 669; each of its boxes has a shift of its own."""
+    (path,) = (shared / "data" / "val" / "US" / "US_Cardiac").glob("*.npz")
+    with np.load(path) as file:
+        truth = file["gts"]
+    shifts = []
+    for label, stored in enumerate(read_objects(path, "boxes"), 1):
+        made = [stored_box(*challenge_box(truth == label, Shift(i))) for i in range(6)]
+        shifts.append(made.index(stored))
+    assert shifts == [0, 5, 4]
 
 
 def test_boxes_are_stored_as_they_are_read(write_npz):

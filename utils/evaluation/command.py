@@ -20,7 +20,7 @@ GRACE_SECONDS = 10  # from SIGTERM, which docker passes on to its container, to 
 
 @contextmanager
 def command_predictor(command: str, path: Path, log: Path) -> Iterator[RoundPredictor]:
-    """A method that runs a shell command once a round.
+    """A predictor that runs a shell command once a round.
 
     The command runs in a scratch folder that shows the entries of the current one, but has
     inputs/ and outputs/ of its own. inputs/ holds one file of the case's name: first a copy of
@@ -28,9 +28,12 @@ def command_predictor(command: str, path: Path, log: Path) -> Iterator[RoundPred
     in outputs/, as officially; its exit status does not. outputs/ is emptied before each round.
 
     Args:
-        command: For the shell.
-        path: Of the case.
-        log: Takes what the command prints.
+        command: Shell command.
+        path: File of the case.
+        log: File that what the command prints is added to.
+
+    Yields:
+        The predictor, until the scratch folder is removed.
     """
     contents = read_contents(path)
     with tempfile.TemporaryDirectory(prefix="evaluate-", ignore_cleanup_errors=True) as name:
@@ -43,17 +46,17 @@ def command_predictor(command: str, path: Path, log: Path) -> Iterator[RoundPred
         inputs.mkdir()
         shutil.copyfile(path, inputs / path.name)
 
-        def predict(request: RoundInput) -> RoundOutput:
-            if request.rounds:
-                assert request.case.prev_pred is not None
-                prev_pred = request.case.prev_pred
-                write_round(inputs / path.name, contents, request.rounds, prev_pred)
+        def predict_round(given: RoundInput) -> RoundOutput:
+            if given.click_rounds:
+                assert given.case.prev_pred is not None
+                prev_pred = given.case.prev_pred
+                write_round(inputs / path.name, contents, given.click_rounds, prev_pred)
             shutil.rmtree(outputs, ignore_errors=True)
             outputs.mkdir(exist_ok=True)
             outputs.chmod(0o777)  # a container may run as another user
             start = time.perf_counter()
             with open(log, "ab") as file:
-                status = _run(command, scratch, file, request.seconds)
+                status = _run(command, scratch, file, given.seconds)
             seconds = time.perf_counter() - start
             if status is None:
                 return RoundOutput(None, seconds, f"late: stopped after {seconds:.0f} s")
@@ -62,15 +65,18 @@ def command_predictor(command: str, path: Path, log: Path) -> Iterator[RoundPred
                 failure = f"no outputs/{path.name}, exit status {status}; see {log}"
                 return RoundOutput(None, seconds, failure)
             try:
-                return RoundOutput(read_segs(output, request.case.shape), seconds)
+                return RoundOutput(read_segs(output, given.case.shape), seconds)
             except (CaseError, OSError) as error:
                 return RoundOutput(None, seconds, str(error))
 
-        yield predict
+        yield predict_round
 
 
 def _run(command: str, folder: Path, log: BinaryIO, seconds: float) -> int | None:
-    """Exit status, or None if it had to be stopped; nothing of it is left running."""
+    """Run a shell command -> exit status, or None if it was stopped after so many seconds.
+
+    Nothing that it has started is left running.
+    """
     process = subprocess.Popen(
         command,
         shell=True,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import cache
 
+import edt
 import numpy as np
 
 NSD_TOLERANCE_MM = 2.0
@@ -38,8 +39,8 @@ def nsd(
         truth: A region that holds the whole object and the whole prediction; what lies outside
             of it counts as background.
         pred: The same region.
-        spacings: In mm, each in the order of the axes.
-        tolerance_mm: Surface within it of the other surface agrees.
+        spacings: Voxel sizes in mm, each in the order of the axes.
+        tolerance_mm: Surface that is at most so far from the other surface agrees.
 
     Returns:
         A value for each spacing: 0 if one of the masks is empty, NaN if both are.
@@ -91,7 +92,8 @@ def _corner_codes(mask: np.ndarray, margin: np.ndarray) -> np.ndarray:
 
 @cache
 def _area_table(spacing: Spacing) -> np.ndarray:
-    """(256,) area in mm^2 of the surface in a corner, by its code."""
+    """(256,) float64 area in mm^2 of the surface in a corner, by its code."""
+    # MONAI takes 4 s to import, which whoever needs no NSD is spared.
     from monai.metrics.utils import create_table_neighbour_code_to_surface_area
 
     return create_table_neighbour_code_to_surface_area(spacing)[0].double().numpy()
@@ -109,9 +111,10 @@ def _without_neighbour(corners: np.ndarray, border: np.ndarray, ball: np.ndarray
 
 
 def _is_far(border: np.ndarray, spacing: Spacing, radius: float) -> np.ndarray:
-    """Whether each voxel is farther than a radius in mm from a border; flat, rounded at 1e-6."""
-    import edt
+    """(N,) bool, flat: which voxels are farther than a radius in mm from a border.
 
+    A distance that rounding puts above the radius, by 1e-6 of its square, is not farther.
+    """
     if not border.any():
         return np.ones(border.size, bool)
     outside = (~border).view(np.uint8)
@@ -119,6 +122,6 @@ def _is_far(border: np.ndarray, spacing: Spacing, radius: float) -> np.ndarray:
     return distance.reshape(-1) > radius**2 * (1 + 1e-6)
 
 
-def auc(rounds: np.ndarray) -> float:
-    """Trapezoid over the last AUC_ROUNDS values, a step apart: at the most AUC_ROUNDS - 1."""
-    return float(np.trapezoid(rounds[-AUC_ROUNDS:]))
+def auc(curve: np.ndarray) -> float:
+    """Trapezoid area under the last AUC_ROUNDS values, a round apart: at most AUC_ROUNDS - 1."""
+    return float(np.trapezoid(curve[-AUC_ROUNDS:]))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+from scipy import ndimage
 
 from segment_anything.prompts import Click, Prompts, Region
 from utils.evaluation.metrics import NSD_MIN_DSC, Spacing, dsc, nsd
@@ -20,22 +21,29 @@ METRICS = ("DSC", "NSD_official", "NSD")  # the last axis of `Round.scores`
 
 @dataclass(frozen=True)
 class RoundInput:
-    """What a method is asked in one round.
+    """What a method is given in one round.
 
     Attributes:
-        case: With all prompts so far, and the prediction of the round before.
-        rounds: The clicks of each click round so far, one per object, None where nothing is wrong.
-        seconds: Left of the case's time.
+        case: The case with all prompts so far, and the prediction of the round before.
+        click_rounds: The clicks of each round so far that had any, one per object, None where
+            nothing was wrong.
+        seconds: What is left of the case's time.
     """
 
     case: Case
-    rounds: tuple[tuple[Click | None, ...], ...]
+    click_rounds: tuple[tuple[Click | None, ...], ...]
     seconds: float
 
 
 @dataclass(frozen=True)
 class RoundOutput:
-    """What came back: (D, H, W) uint8 labels, or None and why."""
+    """What a method returns in one round.
+
+    Attributes:
+        seg: (D, H, W) uint8 labels, or None if it failed.
+        seconds: Time that it took.
+        failure: Why there is no prediction, or "".
+    """
 
     seg: np.ndarray | None
     seconds: float
@@ -52,7 +60,7 @@ class Round:
     Attributes:
         index: 0 with boxes alone, then 1..5.
         clicks: New in this round, one per object; empty in round 0.
-        seconds: Of the prediction.
+        seconds: Time that the prediction took.
         scores: (objects, METRICS).
         failure: Why there is no prediction, or "".
     """
@@ -65,23 +73,26 @@ class Round:
 
 
 def timed_predictor(segment: Callable[[Case], np.ndarray]) -> RoundPredictor:
-    """A method in this process, timed; what it raises is a failure."""
+    """Makes a predictor of a function of this process that returns (D, H, W) uint8 labels.
 
-    def predict(request: RoundInput) -> RoundOutput:
+    What the function raises is the round's failure.
+    """
+
+    def predict_round(given: RoundInput) -> RoundOutput:
         start = time.perf_counter()
         try:
-            seg = segment(request.case)
+            seg = segment(given.case)
         except Exception as error:  # a failed prediction does not stop the evaluation
             failure = f"{type(error).__name__}: {error}"
             return RoundOutput(None, time.perf_counter() - start, failure)
         return RoundOutput(seg, time.perf_counter() - start)
 
-    return predict
+    return predict_round
 
 
 def play(
     labelled: LabelledCase,
-    predict: RoundPredictor,
+    predict_round: RoundPredictor,
     seconds_per_object: float = SECONDS_PER_OBJECT,
     threads: int = 1,
 ) -> Iterator[tuple[Round, np.ndarray]]:
@@ -92,15 +103,13 @@ def play(
 
     Args:
         labelled: The case before the first round, and its truth.
-        predict: The method. It is not asked any more when the case's time is over.
+        predict_round: The method. It is not asked any more when the case's time is over.
         seconds_per_object: The case's time, for all rounds together, divided by its objects.
-        threads: That share the objects when clicks are made and scores computed.
+        threads: Number that clicks and scores may use; the objects share them.
 
     Yields:
         Each round that is played, with its (D, H, W) uint8 labels; zeros if it failed.
     """
-    from scipy import ndimage
-
     case, truth = labelled.case, labelled.truth
     truth_regions = ndimage.find_objects(truth, max_label=len(case.objects))
     # The official evaluator applies the stored (x, y, z) spacing to (z, y, x) arrays.
@@ -108,7 +117,7 @@ def play(
     limit = seconds_per_object * len(case.objects)
     used = 0.0
     clicks: tuple[Click | None, ...] = ()
-    rounds: tuple[tuple[Click | None, ...], ...] = ()
+    click_rounds: tuple[tuple[Click | None, ...], ...] = ()
     empty = np.zeros(case.shape, np.uint8)
     with ThreadPoolExecutor(threads) as pool:
         compared = _Comparison(truth, truth_regions, empty, pool, threads)
@@ -117,22 +126,23 @@ def play(
                 continue
             if index > 0:
                 clicks = compared.clicks()
-                rounds += (clicks,)
+                click_rounds += (clicks,)
                 case = _with_clicks(case, clicks, compared.seg)
-            prediction = RoundOutput(None, 0.0)
+            output = RoundOutput(None, 0.0)
             if used < limit:
-                prediction = predict(RoundInput(case, rounds, limit - used))
-                used += prediction.seconds
-            failure = prediction.failure
+                output = predict_round(RoundInput(case, click_rounds, limit - used))
+                used += output.seconds
+            failure = output.failure
             if used >= limit:
                 failure = f"late: the limit for {len(case.objects)} objects is {limit:g} s"
-            seg = empty if failure or prediction.seg is None else prediction.seg
+            seg = empty if failure or output.seg is None else output.seg
             compared = _Comparison(truth, truth_regions, seg, pool, threads)
             scores = compared.scores(spacings)
-            yield Round(index, clicks, prediction.seconds, scores, failure), seg
+            yield Round(index, clicks, output.seconds, scores, failure), seg
 
 
 def _with_clicks(case: Case, clicks: tuple[Click | None, ...], prev_pred: np.ndarray) -> Case:
+    """The case of the next round; an object without a click is right as it is."""
     objects = tuple(
         replace(prompts, is_right=True)
         if click is None
@@ -153,10 +163,9 @@ class _Comparison:
         pool: ThreadPoolExecutor,
         threads: int,
     ) -> None:
-        from scipy import ndimage
-
-        self.truth, self.seg, self.pool, self.threads = truth, seg, pool, threads
+        self.truth, self.seg, self.pool = truth, seg, pool
         self.labels = range(1, len(truth_regions) + 1)
+        self.threads_per_object = threads
         found = ndimage.find_objects(seg, max_label=len(truth_regions))
         self.regions = [_union(a, b) for a, b in zip(truth_regions, found, strict=True)]
 
@@ -177,7 +186,7 @@ class _Comparison:
         return self.truth[region] == label, self.seg[region] == label
 
     def _click(self, label: int, region: Region) -> Click | None:
-        made = largest_error_click(*self._masks(label, region), self.threads)
+        made = largest_error_click(*self._masks(label, region), self.threads_per_object)
         if made is None:
             return None
         z, y, x = (i + part.start for i, part in zip(made.point, region, strict=True))

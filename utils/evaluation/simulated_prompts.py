@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 
+import edt
 import numpy as np
+from scipy import ndimage
 
 from segment_anything.prompts import Box, Click, Index3, Region
 from utils.formats.case import stored_box
 
 # The official evaluator's own constants (CVPR25_iter_eval.py, 2025-06-03).
-CLICK_SEED = 42  # of the choice among the voxels farthest inside
-MARGIN = 0.25  # of the component's size, added on each side before distances are measured
+CLICK_SEED = 42  # for the choice among the voxels farthest inside
+MARGIN = 0.25  # added on each side before distances are measured, times the component's size
 MAX_VOXELS = 60_000_000  # a larger component is halved along each axis first
 # The boxes in the challenge's files are moved outwards by up to MAX_SHIFT pixels of a slice that
 # is SHIFT_SIDE pixels wide and high, and by as much more as a slice is larger.
@@ -54,12 +56,12 @@ def challenge_box(
 
 
 def challenge_boxes(seg: np.ndarray, labels: Sequence[int], seed: int) -> np.ndarray:
-    """Boxes of labels of a (D, H, W) volume, in their order, as a challenge file stores them.
+    """The boxes of these labels, in their order, as a challenge file stores them.
 
     Args:
-        seg: All of `labels` occur in it.
+        seg: (D, H, W) integer labels; all of `labels` occur in it.
         labels: The objects.
-        seed: Of the shifts.
+        seed: For the shifts.
 
     Returns:
         (n,) object array of dicts.
@@ -80,13 +82,11 @@ def largest_error_click(truth: np.ndarray, pred: np.ndarray, threads: int = 1) -
     Args:
         truth: (D, H, W) bool, a region that holds the whole object and the whole prediction.
         pred: (D, H, W) bool, the same region.
-        threads: Of the distance transform.
+        threads: Number that the distance transform may use.
 
     Returns:
         The click in voxels of the region: foreground where the truth is, else background.
     """
-    from scipy import ndimage
-
     errors, count = ndimage.label(truth != pred, np.ones((3, 3, 3)))
     if count == 0:
         return None
@@ -101,7 +101,7 @@ def largest_error_click(truth: np.ndarray, pred: np.ndarray, threads: int = 1) -
 
 
 def bounding_box(mask: np.ndarray) -> Region:
-    """The smallest region that holds a (D, H, W) bool mask, which is not empty."""
+    """The smallest region that holds all of a (D, H, W) bool mask, which is not empty."""
     yx = np.logical_or.reduce(mask, axis=0)
     along = (mask.reshape(len(mask), -1).any(axis=1), yx.any(axis=1), yx.any(axis=0))
     z, y, x = (slice(int(w[0]), int(w[-1]) + 1) for w in map(np.flatnonzero, along))
@@ -110,8 +110,6 @@ def bounding_box(mask: np.ndarray) -> Region:
 
 def _squared_depth(component: np.ndarray, threads: int) -> np.ndarray:
     """Squared distance in voxels of each voxel of a component to the nearest one outside of it."""
-    import edt
-
     shape = np.array(component.shape)
     margin = np.maximum((MARGIN * shape).astype(int), 1)
     if np.prod(shape + 2 * margin) <= MAX_VOXELS:
