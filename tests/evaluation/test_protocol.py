@@ -1,7 +1,10 @@
 """The official protocol on one case: equal to the recorded values, and on its edges."""
 
 import csv
+import threading
+import time
 
+import edt
 import numpy as np
 import pytest
 
@@ -157,3 +160,26 @@ def test_what_comes_late_counts_as_empty_and_is_not_asked_again():
         "late: the limit for 2 objects is 180 s"
     ] * 4
     assert [round_.seconds for round_, _ in rounds] == [80, 80, 80, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("threads", "each"), [(1, 1), (2, 1), (3, 1), (5, 2), (8, 4)])
+def test_objects_share_the_threads(threads, each, monkeypatch):
+    """No more work at once than there are threads: two objects, each in so many."""
+    asked, running, transform, lock = [], [0, 0], edt.edtsq, threading.Lock()
+
+    def edtsq(mask, parallel, **options):
+        asked.append(parallel)
+        with lock:
+            running[:] = [running[0] + parallel, max(running[1], running[0] + parallel)]
+        time.sleep(0.005)
+        depth = transform(mask, parallel=parallel, **options)
+        with lock:
+            running[0] -= parallel
+        return depth
+
+    case = labelled(A, B)
+    expected = [round_.clicks for round_, _ in played(case, [case.truth & 0] * 6)]
+    monkeypatch.setattr(edt, "edtsq", edtsq)
+    rounds = played(case, [case.truth & 0] * 6, threads=threads)
+    assert [round_.clicks for round_, _ in rounds] == expected
+    assert set(asked) == {each} and len(asked) == 2 * 5 and running[1] <= threads

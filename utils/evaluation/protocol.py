@@ -165,7 +165,7 @@ class _Comparison:
     ) -> None:
         self.truth, self.seg, self.pool = truth, seg, pool
         self.labels = range(1, len(truth_regions) + 1)
-        self.threads_per_object = threads
+        self.threads_per_object = max(1, threads // len(self.labels))
         found = ndimage.find_objects(seg, max_label=len(truth_regions))
         self.regions = [_union(a, b) for a, b in zip(truth_regions, found, strict=True)]
 
