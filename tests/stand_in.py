@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 from segment_anything.prompts import Click  # noqa: E402
 from utils.formats.case import Case, read_case, write_case  # noqa: E402
-from utils.formats.npz import read_npz, read_objects  # noqa: E402
+from utils.formats.npz import open_npz, read_objects  # noqa: E402
 
 
 def stand_in(case: Case, newest: list[Click | None]) -> np.ndarray:
@@ -46,7 +46,8 @@ def stand_in(case: Case, newest: list[Click | None]) -> np.ndarray:
 if __name__ == "__main__":
     for path in sorted(Path("inputs").glob("*.npz")):
         case = read_case(path)
-        order = read_npz(path, lambda archive: read_objects(archive, "clicks_order")) or []
+        with open_npz(path) as archive:
+            order = read_objects(archive, "clicks_order") or []
         newest = [
             prompts.clicks[-1] if kinds[-1] is not None else None
             for prompts, kinds in zip(case.objects, order, strict=bool(order))

@@ -7,7 +7,7 @@ import numpy as np
 from scipy import ndimage
 
 from segment_anything.prompts import Box, Click, Index3, Region
-from utils.formats.case import stored_box
+from utils.formats.stored_prompts import stored_box
 
 # The official evaluator's own constants (CVPR25_iter_eval.py, 2025-06-03).
 CLICK_SEED = 42  # for the choice among the voxels farthest inside

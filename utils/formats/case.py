@@ -1,22 +1,19 @@
-"""Challenge cases: the one place that knows the keys, types and axis orders of the .npz files."""
+"""Challenge cases: what their .npz files hold, in which types and axis orders."""
 
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from reprlib import repr as brief
 from typing import Any
 
 import numpy as np
 
-from segment_anything.prompts import Box, Click, Index3, Prompts
+from segment_anything.prompts import Click, Index3, Prompts
 from utils.formats.atomic import atomic_write
-from utils.formats.npz import CaseError, read_array, read_form, read_npz, read_objects
+from utils.formats.npz import CaseError, open_npz, read_array, read_form, read_objects
+from utils.formats.stored_prompts import MAX_CLICKS, parse_box, parse_clicks
 
 MAX_OBJECTS = 255  # labels of the uint8 output
-MAX_CLICKS = 100_000  # in a case
-
-BOX_KEYS = "z_min z_max z_mid z_mid_y_min z_mid_y_max z_mid_x_min z_mid_x_max".split()
 
 
 @dataclass(frozen=True)
@@ -67,8 +64,8 @@ def read_case(path: Path) -> Case:
         CaseError: The file is not a usable case.
         OSError: It can't be read.
     """
-    path = Path(path)
-    return read_npz(path, lambda archive: _parse_case(path.name, archive))
+    with open_npz(path) as archive:
+        return _parse_case(path.name, archive)
 
 
 def read_labelled_case(path: Path, truth_path: Path | None = None) -> LabelledCase:
@@ -80,24 +77,23 @@ def read_labelled_case(path: Path, truth_path: Path | None = None) -> LabelledCa
         CaseError: A file is not usable.
         OSError: It can't be read.
     """
-    truth, labels = read_npz(truth_path or path, _parse_truth)
-
-    def parse(archive: zipfile.ZipFile) -> Case:
+    with open_npz(truth_path or path) as archive:
+        truth, labels = _parse_truth(archive)
+    with open_npz(path) as archive:
         spacing = _check_spacing(read_array(archive, "spacing"))
         image = _check_image(read_array(archive, "imgs"))
         _check_same_shape(truth, image)
         boxes = read_objects(archive, "boxes")
+        if boxes is not None and len(boxes) != len(labels):
+            raise CaseError(f"expected {len(labels)} boxes, one per label, got {len(boxes)}")
         if boxes is None:
             objects = tuple(Prompts() for _ in labels)
-        elif len(boxes) != len(labels):
-            raise CaseError(f"expected {len(labels)} boxes, one per label, got {len(boxes)}")
         else:
             objects = tuple(
-                Prompts(_check_box(box, i, image.shape)) for i, box in enumerate(boxes, 1)
+                Prompts(parse_box(box, i, image.shape)) for i, box in enumerate(boxes, 1)
             )
-        return Case(path.name, image, spacing, objects, int(boxes is not None))
-
-    return LabelledCase(read_npz(path, parse), truth, labels)
+    case = Case(path.name, image, spacing, objects, int(boxes is not None))
+    return LabelledCase(case, truth, labels)
 
 
 def read_volumes(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
@@ -107,17 +103,12 @@ def read_volumes(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[float, float
         CaseError: The file is not usable.
         OSError: It can't be read.
     """
-
-    def parse(
-        archive: zipfile.ZipFile,
-    ) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
+    with open_npz(path) as archive:
         spacing = _check_spacing(read_array(archive, "spacing"))
         image = _check_image(read_array(archive, "imgs"))
         gts = _check_gts(read_array(archive, "gts"))
         _check_same_shape(gts, image)
-        return image, gts, spacing
-
-    return read_npz(path, parse)
+    return image, gts, spacing
 
 
 def read_geometry(path: Path) -> tuple[Index3, int, tuple[float, float, float]]:
@@ -127,16 +118,13 @@ def read_geometry(path: Path) -> tuple[Index3, int, tuple[float, float, float]]:
         CaseError: The file is not usable.
         OSError: It can't be read.
     """
-
-    def parse(archive: zipfile.ZipFile) -> tuple[Index3, int, tuple[float, float, float]]:
+    with open_npz(path) as archive:
         spacing = _check_spacing(read_array(archive, "spacing"))
         shape, _ = read_form(archive, "imgs")
         gts_shape, dtype = read_form(archive, "gts")
         if len(shape) != 3 or gts_shape != shape:
             raise CaseError(f"expected imgs and gts of one 3D shape, got {shape} and {gts_shape}")
-        return (shape[0], shape[1], shape[2]), dtype.itemsize, spacing
-
-    return read_npz(path, parse)
+    return (shape[0], shape[1], shape[2]), dtype.itemsize, spacing
 
 
 def read_segs(path: Path, shape: Index3) -> np.ndarray:
@@ -146,17 +134,17 @@ def read_segs(path: Path, shape: Index3) -> np.ndarray:
         CaseError: It is not a volume of this shape with labels 0..255.
         OSError: It can't be read.
     """
-    segs = read_npz(path, lambda archive: read_array(archive, "segs"))
-    if segs is None:
-        raise CaseError(f"{path.name}: expected segs, got none")
-    if segs.shape != shape:
-        raise CaseError(f"{path.name}: expected segs of shape {shape}, got {segs.shape}")
-    if not (0 <= segs.min() and segs.max() <= 255):  # false for NaN, too
-        got = f"{segs.min()}..{segs.max()}"
-        raise CaseError(f"{path.name}: expected segs of labels 0..255, got {got}")
-    labels = segs.astype(np.uint8, copy=False)
-    if segs.dtype.kind == "f" and (labels != segs).any():
-        raise CaseError(f"{path.name}: expected segs of whole numbers")
+    with open_npz(path) as archive:
+        segs = read_array(archive, "segs")
+        if segs is None:
+            raise CaseError("expected segs, got none")
+        if segs.shape != shape:
+            raise CaseError(f"expected segs of shape {shape}, got {segs.shape}")
+        if not (0 <= segs.min() and segs.max() <= 255):  # false for NaN, too
+            raise CaseError(f"expected segs of labels 0..255, got {segs.min()}..{segs.max()}")
+        labels = segs.astype(np.uint8, copy=False)
+        if segs.dtype.kind == "f" and (labels != segs).any():
+            raise CaseError("expected segs of whole numbers")
     return labels
 
 
@@ -167,13 +155,12 @@ def read_contents(path: Path) -> dict[str, Any]:
         CaseError: A part can't be read.
         OSError: The file can't be read.
     """
-
-    def parse(archive: zipfile.ZipFile) -> dict[str, Any]:
-        arrays = {key: read_array(archive, key) for key in ("imgs", "gts", "spacing")}
-        contents = {**arrays, "boxes": read_objects(archive, "boxes")}
-        return {key: value for key, value in contents.items() if value is not None}
-
-    return read_npz(path, parse)
+    with open_npz(path) as archive:
+        contents: dict[str, Any] = {
+            key: read_array(archive, key) for key in ("imgs", "gts", "spacing")
+        }
+        contents["boxes"] = read_objects(archive, "boxes")
+    return {key: value for key, value in contents.items() if value is not None}
 
 
 def write_case(path: Path, segs: np.ndarray) -> None:
@@ -192,7 +179,7 @@ def write_round(
     """Write a case as the official evaluator does for a round of clicks: keys, types, order.
 
     Args:
-        path: Of the new file.
+        path: The new file.
         contents: As `read_contents` returns it.
         rounds: The clicks of each round so far, one per object, None where nothing was wrong.
         prev_pred: (D, H, W) uint8 labels of the round before.
@@ -282,11 +269,11 @@ def _parse_case(name: str, archive: zipfile.ZipFile) -> Case:
     prompts = []
     total_clicks = 0
     for i in range(count):
-        box = _check_box(boxes[i], i + 1, image.shape) if boxes is not None else None
+        box = parse_box(boxes[i], i + 1, image.shape) if boxes is not None else None
         made: tuple[Click, ...] = ()
         if clicks is not None:
             kinds = order[i] if order is not None else None
-            made = _check_clicks(clicks[i], kinds, i + 1, image.shape)
+            made = parse_clicks(clicks[i], kinds, i + 1, image.shape)
         total_clicks += len(made)
         if total_clicks > MAX_CLICKS:
             raise CaseError(f"expected at most {MAX_CLICKS} clicks in a case")
@@ -341,80 +328,3 @@ def _check_prev_pred(labels: np.ndarray, shape: tuple[int, ...], count: int) -> 
             f"{labels.min()}..{labels.max()}"
         )
     return labels.astype(np.uint8, copy=False)
-
-
-def _is_integer(value: Any) -> bool:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    return abs(value) < 2**31 and value == int(value)  # false for NaN, too
-
-
-def _check_box(entry: Any, label: int, shape: tuple[int, ...]) -> Box:
-    """Inclusive bounds of the file -> half-open Box."""
-    if not isinstance(entry, dict):
-        raise CaseError(f"box of object {label}: expected a dict, got {type(entry).__name__}")
-    if missing := [key for key in BOX_KEYS if key not in entry]:
-        raise CaseError(f"box of object {label}: expected keys {BOX_KEYS}, missing {missing}")
-    bounds = {key: entry[key] for key in BOX_KEYS}
-    if not all(_is_integer(value) for value in bounds.values()):
-        raise CaseError(f"box of object {label}: expected integers, got {brief(bounds)}")
-    z_min, z_max, z_mid, y_min, y_max, x_min, x_max = (int(v) for v in bounds.values())
-    for axis, low, high, n in zip(
-        "zyx", (z_min, y_min, x_min), (z_max, y_max, x_max), shape, strict=True
-    ):
-        if not 0 <= low <= high < n:
-            raise CaseError(
-                f"box of object {label}: expected 0 <= {axis} min <= {axis} max <= {n - 1}, "
-                f"got {low}..{high}"
-            )
-    if not z_min <= z_mid <= z_max:
-        raise CaseError(f"box of object {label}: expected z_mid in {z_min}..{z_max}, got {z_mid}")
-    return Box((z_min, y_min, x_min), (z_max + 1, y_max + 1, x_max + 1))
-
-
-def stored_box(box: Box, z_mid: int) -> dict[str, int]:
-    """A box as a challenge file stores it, all bounds inclusive; y and x are of slice `z_mid`."""
-    (z0, y0, x0), (z1, y1, x1) = box.start, box.stop
-    bounds = (z0, z1 - 1, z_mid, y0, y1 - 1, x0, x1 - 1)
-    return dict(zip(BOX_KEYS, bounds, strict=True))
-
-
-def _check_clicks(entry: Any, order: Any, label: int, shape: tuple[int, ...]) -> tuple[Click, ...]:
-    """{"fg": points, "bg": points} and the order of their kinds -> clicks as they were made."""
-    if not isinstance(entry, dict) or not set(entry) <= {"fg", "bg"}:
-        raise CaseError(f'clicks of object {label}: expected {{"fg": [...], "bg": [...]}}')
-    points = {kind: _check_points(entry.get(kind, ()), label, shape) for kind in ("fg", "bg")}
-    if order is None:
-        kinds = ["fg"] * len(points["fg"]) + ["bg"] * len(points["bg"])
-    else:
-        if not isinstance(order, (list, tuple)):
-            raise CaseError(f"clicks_order of object {label}: expected a list")
-        kinds = [kind for kind in order if kind is not None]
-    if unknown := [kind for kind in kinds if kind not in ("fg", "bg")]:
-        raise CaseError(
-            f"clicks_order of object {label}: expected fg, bg or None, got {brief(unknown)}"
-        )
-    for kind in ("fg", "bg"):
-        if kinds.count(kind) != len(points[kind]):
-            raise CaseError(
-                f"clicks of object {label}: expected {len(points[kind])} {kind} in clicks_order, "
-                f"got {kinds.count(kind)}"
-            )
-    queues = {kind: iter(values) for kind, values in points.items()}
-    return tuple(Click(next(queues[kind]), kind == "fg") for kind in kinds)
-
-
-def _check_points(points: Any, label: int, shape: tuple[int, ...]) -> list[Index3]:
-    if not isinstance(points, (list, tuple)) or len(points) > MAX_CLICKS:
-        raise CaseError(f"clicks of object {label}: expected a list of at most {MAX_CLICKS} points")
-    checked = []
-    for point in points:
-        if not isinstance(point, (list, tuple)) or len(point) != 3:
-            raise CaseError(f"click of object {label}: expected [z, y, x], got {brief(point)}")
-        if not all(_is_integer(v) and 0 <= v < n for v, n in zip(point, shape, strict=True)):
-            raise CaseError(
-                f"click of object {label}: expected a voxel [z, y, x] of {shape}, got "
-                f"{brief(point)}"
-            )
-        checked.append((int(point[0]), int(point[1]), int(point[2])))
-    return checked

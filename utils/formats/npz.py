@@ -6,15 +6,14 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from utils.formats import safe_pickle
-
-T = TypeVar("T")
 
 MAX_VOLUME_BYTES = 4 * 2**30  # of one array, unpacked
 
@@ -36,17 +35,18 @@ class CaseError(ValueError):
     """A case that can't be used; the message names the file, the expected and the actual."""
 
 
-def read_npz(path: Path, parse: Callable[[zipfile.ZipFile], T]) -> T:
-    """What `parse` makes of an open .npz file.
+@contextmanager
+def open_npz(path: Path) -> Iterator[zipfile.ZipFile]:
+    """An open .npz file; what the block finds wrong with its content names the file, too.
 
     Raises:
-        CaseError: `parse` refuses the content, or the file is broken; the message names the file.
-        OSError: It can't be read.
+        CaseError: The block refuses the content, or the file is broken.
+        OSError: It can't be opened.
     """
     with open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                return parse(archive)
+                yield archive
         except CaseError as error:
             raise CaseError(f"{path.name}: {error}") from error.__cause__
         except _BROKEN_ZIP as error:
@@ -172,9 +172,6 @@ def fingerprint(path: Path) -> str:
         CaseError: It is not a .npz file.
         OSError: It can't be read.
     """
-
-    def parse(archive: zipfile.ZipFile) -> str:
+    with open_npz(path) as archive:
         members = sorted((i.filename, i.file_size, i.CRC) for i in archive.infolist())
-        return hashlib.sha256(repr(members).encode()).hexdigest()
-
-    return read_npz(path, parse)
+    return hashlib.sha256(repr(members).encode()).hexdigest()

@@ -20,7 +20,7 @@ import numpy as np
 
 from utils.formats.atomic import atomic_write
 from utils.formats.case import label_values, number_labels
-from utils.formats.npz import CaseError, map_array, read_array, read_npz
+from utils.formats.npz import CaseError, map_array, open_npz, read_array
 
 COLUMNS = ("labels", "label_boxes", "label_counts")
 
@@ -52,11 +52,11 @@ def write_prepared(
     """Write a prepared case, whole or not at all.
 
     Args:
-        path: Of the new file.
+        path: The new file.
         image: (D, H, W) uint8.
         gts: (D, H, W) integer labels from 0 on.
         spacing: (z, y, x) in mm.
-        source: Tells contents and ways to prepare them apart.
+        source: Digest of the source's content and of how it was prepared.
         is_native: Whether the grid is that of the source.
 
     Raises:
@@ -88,8 +88,7 @@ def read_prepared(path: Path) -> PreparedCase:
         CaseError: It is not a whole prepared case.
         OSError: It can't be read.
     """
-
-    def parse(archive: zipfile.ZipFile) -> PreparedCase:
+    with open_npz(path) as archive:
         labels, boxes, counts = (read_array(archive, key) for key in COLUMNS)
         if labels is None or boxes is None or counts is None:
             raise CaseError(
@@ -116,8 +115,6 @@ def read_prepared(path: Path) -> PreparedCase:
         native = is_native is not None and bool(is_native.all())
         return PreparedCase(path, image.shape, (z, y, x), native, labels, boxes, counts)
 
-    return read_npz(path, parse)
-
 
 def map_volumes(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Image and gts of a prepared case, (D, H, W) each, mapped: what is not used is not read.
@@ -126,7 +123,8 @@ def map_volumes(path: Path) -> tuple[np.ndarray, np.ndarray]:
         CaseError: The file has changed.
         OSError: It can't be read.
     """
-    return read_npz(path, lambda archive: _map_volumes(path, archive))
+    with open_npz(path) as archive:
+        return _map_volumes(path, archive)
 
 
 def _map_volumes(path: Path, archive: zipfile.ZipFile) -> tuple[np.ndarray, np.ndarray]:
@@ -143,7 +141,8 @@ def _map_volumes(path: Path, archive: zipfile.ZipFile) -> tuple[np.ndarray, np.n
 def source_of(path: Path) -> bytes | None:
     """What a prepared case was made of; None if there is no whole one."""
     try:
-        source = read_npz(path, lambda archive: read_array(archive, "source"))
+        with open_npz(path) as archive:
+            source = read_array(archive, "source")
     except (CaseError, OSError):
         return None
     return None if source is None else source.tobytes()
