@@ -5,7 +5,10 @@ import resource
 
 
 def peak_gb(device_type: str = "cpu") -> float:
-    """In GB (2^30 bytes): resident memory, or, for "cuda", that of the current GPU."""
+    """Peak in GB (2^30 bytes): resident memory of this process, or, for "cuda", on its GPU.
+
+    That GPU is the current one, which `choose_device` sets.
+    """
     if device_type == "cuda":
         import torch
 
