@@ -2,20 +2,15 @@
 
 import json
 import shutil
-from dataclasses import replace
 
-import cv2
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 import infer
-from conftest import SHAPE, case_arrays
+from conftest import case_arrays
 from scans import image_of, write_series, written
-from segment_anything.prompts import Box, Click, Prompts
-from utils.formats.case import Case
 from utils.formats.scan_prompts import join_negative
-from utils.inference.preview import Axis, draw_preview, shown_region, write_preview
 
 OBJECTS = {"objects": [{"box": [2, 3, 4, 5, 9, 16]}, {"clicks": [[8, 4, 15, 1], [1, 1, 1, 0]]}]}
 
@@ -183,57 +178,3 @@ def test_options_that_mean_nothing(option, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         infer.get_args_parser().parse_args([option])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
-
-
-def case_of(*objects: Prompts) -> tuple[Case, np.ndarray]:
-    image = np.random.default_rng(0).integers(0, 256, SHAPE, np.uint8)
-    seg = np.zeros(SHAPE, np.uint8)
-    seg[3:6, 5:11, 6:15] = 1
-    return Case("case.npz", image, (3.0, 1.0, 0.5), objects, 1), seg
-
-
-def test_planes_cross_the_object_and_show_all_of_it_and_its_prompts():
-    case, seg = case_of(Prompts(Box((2, 4, 4), (7, 12, 16)), (Click((9, 13, 17), False),)))
-    region = (slice(3, 6), slice(5, 11), slice(6, 15))
-    centre, (low, high) = shown_region(case, seg, 1, region)
-    assert seg[centre] == 1
-    assert (low <= (2, 4, 4)).all() and (high >= (10, 14, 18)).all()
-    mm = (high - low) * case.spacing
-    np.testing.assert_allclose(mm, mm[0])
-
-
-def test_slices_are_numbered_as_in_the_file_and_drawn_no_wider_than_shown():
-    case, seg = case_of(Prompts(Box((2, 4, 4), (7, 12, 16))))
-    wide = np.pad(case.image, ((0, 0), (0, 0), (0, 500)))
-    case, seg = replace(case, image=wide), np.pad(seg, ((0, 0), (0, 0), (0, 500)))
-    figure = draw_preview(case, seg, (Axis("y", False), Axis("x", True), Axis("z", False)))
-    titles = [axes.get_title(loc="right").split() for axes in figure.axes]
-    assert [title[1] for title in titles] == ["y", "x", "z"]
-    assert int(titles[1][3]) == SHAPE[1] - 1 - 5  # the first of the largest planes
-    drawn = figure.axes[0].images[0]
-    assert drawn.get_array().shape[1] < 60
-    left, right, bottom, top = drawn.get_extent()
-    assert (right - left, bottom - top) == drawn.get_array().shape[::-1]
-    np.testing.assert_array_equal(
-        drawn.get_array(),
-        wide[3, int(top + 0.5) : int(bottom + 0.5), int(left + 0.5) : int(right + 0.5)],
-    )
-
-
-def test_an_object_that_was_not_found_is_shown_where_it_was_asked_for():
-    case, seg = case_of(Prompts(None, (Click((9, 13, 17), True),)), Prompts())
-    assert shown_region(case, np.zeros_like(seg), 1, None)[0] == (9, 13, 17)
-    assert shown_region(case, np.zeros_like(seg), 2, None)[0] == (5, 7, 9)
-
-
-@pytest.mark.parametrize("count", [1, 5, 40])
-def test_a_preview_has_three_planes_for_each_object(count, tmp_path):
-    case, seg = case_of(*[Prompts(Box((2, 4, 4), (7, 12, 16)))] * count)
-    figure = draw_preview(case, seg)
-    assert sum(bool(axes.images) for axes in figure.axes) == 3 * count
-    lines = [collection for axes in figure.axes[:3] for collection in axes.collections]
-    assert len(lines) == 3  # an outline in each plane
-    write_preview(tmp_path / "case.png", case, seg)
-    assert names(tmp_path) == ["case.png"]
-    height, width, _ = cv2.imread(str(tmp_path / "case.png")).shape
-    assert width < 3000 and height < 6000

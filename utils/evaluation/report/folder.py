@@ -56,14 +56,14 @@ class Folder:
         """The result of a case, if there is one, and of these contents."""
         return read_result(self._record(name), fingerprint)
 
-    def planes(self, name: str) -> ObjectSlices:
+    def slices(self, name: str) -> ObjectSlices:
         """Slices of a finished case."""
         return read_slices(self._record(name))
 
-    def finish(self, result: Result, planes: ObjectSlices, fingerprint: str) -> None:
+    def finish(self, result: Result, slices: ObjectSlices, fingerprint: str) -> None:
         """Keep the result of a case."""
         self._failure(result.name).unlink(missing_ok=True)
-        write_result(self._record(result.name), result, planes, fingerprint)
+        write_result(self._record(result.name), result, slices, fingerprint)
 
     def fail(self, name: str, reason: str) -> None:
         """Keep why a case could not be evaluated."""

@@ -9,13 +9,21 @@ from string import Template
 from typing import Any
 
 import numpy as np
+from scipy.stats import bootstrap
 
 from utils.evaluation.metrics import auc
 from utils.evaluation.protocol import ROUNDS, SECONDS_PER_OBJECT
 from utils.evaluation.report.folder import Folder
+from utils.evaluation.report.pictures import (
+    PREDICTION_COLOUR,
+    draw_curves,
+    draw_seconds,
+    draw_slices,
+)
 from utils.evaluation.report.results import Result, write_metrics, write_metrics_objects
 from utils.evaluation.report.slices import ObjectSlices
 from utils.formats.atomic import atomic_write
+from utils.inference.drawing import TRUTH_COLOUR
 
 TEMPLATE = Path(__file__).with_name("template.html")
 CONFIDENCE = 0.95
@@ -66,7 +74,7 @@ def write_report(folder: Folder, names: list[str]) -> int:
     run = folder.run()
     for name, text in (
         ("summary.md", summary(run, results, missing)),
-        ("report.html", page(run, results, missing, folder.planes)),
+        ("report.html", page(run, results, missing, folder.slices)),
     ):
         with atomic_write(folder.path / name) as file:
             file.write(text.encode())
@@ -95,8 +103,6 @@ def rows_of(results: list[Result]) -> list[Row]:
 
 def interval(values: np.ndarray) -> tuple[float, float] | None:
     """Bootstrap interval of the mean (percentiles, over cases); None for a single value."""
-    from scipy.stats import bootstrap
-
     if len(values) < 2:
         return None
     found = bootstrap(
@@ -200,7 +206,7 @@ def page(
     run: dict[str, Any],
     results: list[Result],
     missing: dict[str, str],
-    planes_of: Callable[[str], ObjectSlices],
+    slices_of: Callable[[str], ObjectSlices],
 ) -> str:
     """The whole report in one file that loads nothing else.
 
@@ -208,13 +214,11 @@ def page(
         run: Settings, and what else there is to say.
         results: Of the finished cases.
         missing: Why the others are not, by name.
-        planes_of: Slices of a finished case, by its name.
+        slices_of: Slices of a finished case, by its name.
     """
     parts = [f"<h1>Evaluation: {escape(run['method'])}</h1>", _facts_html(facts(run, results))]
     parts.append(_problems_html(results, missing))
     if results:
-        from utils.evaluation.report.pictures import draw_curves, draw_seconds
-
         parts.append("<h2>Results</h2>" + _table_html(rows_of(results)))
         parts += [f"<p class=note>{escape(note)}</p>" for note in NOTES]
         curves = [
@@ -228,7 +232,7 @@ def page(
             if row.level == 2
         }
         parts.append("<h2>Time</h2>" + draw_seconds(seconds, SECONDS_PER_OBJECT))
-        parts.append(_pictures_html(results, planes_of))
+        parts.append(_pictures_html(results, slices_of))
         parts.append(_cases_html(results))
     template = Template(TEMPLATE.read_text())
     return template.substitute(title=escape(run["method"]), body="\n".join(parts))
@@ -270,21 +274,19 @@ def _table_html(rows: list[Row]) -> str:
     return "".join(lines) + "</tbody></table>"
 
 
-def _pictures_html(results: list[Result], planes_of: Callable[[str], ObjectSlices]) -> str:
-    from utils.evaluation.report.pictures import BOX, PREDICTION, TRUTH, draw_slices
-
+def _pictures_html(results: list[Result], slices_of: Callable[[str], ObjectSlices]) -> str:
     legend = "".join(
-        f"<span><i style='border-color:{colour};border-style:{style}'></i>{name}</span>"
+        f"<span><i style='border-color:rgb{colour};border-style:{style}'></i>{name}</span>"
         for name, colour, style in (
-            ("truth", TRUTH, "solid"),
-            ("final prediction", PREDICTION, "solid"),
-            ("box", BOX, "dashed"),
+            ("truth", TRUTH_COLOUR, "dashed"),
+            ("final prediction", PREDICTION_COLOUR, "solid"),
+            ("box", PREDICTION_COLOUR, "dotted"),
         )
     )
     parts = [
         "<h2>Cases</h2><p class=note>By final DSC, the object of median DSC in each. Numbers are "
-        "rounds: + foreground click, − background click; faint where the prompt lies in another "
-        f"slice.</p><p class=legend>{legend}</p>"
+        "rounds: green + foreground click, red x background click; faint where the prompt lies in "
+        f"another slice.</p><p class=legend>{legend}</p>"
     ]
     for row in rows_of(results):
         if row.level != 1:
@@ -292,7 +294,7 @@ def _pictures_html(results: list[Result], planes_of: Callable[[str], ObjectSlice
         parts.append(f"<h3>{escape(row.title)}</h3>")
         for title, result in chosen_cases(row.results):
             label = result.typical
-            picture = draw_slices(planes_of(result.name), result.clicks[:, label - 1])
+            picture = draw_slices(slices_of(result.name), result.clicks[:, label - 1])
             png = base64.b64encode(picture).decode()
             final = result.scores[-1, label - 1, 0]
             caption = (

@@ -1,121 +1,86 @@
-"""The report's figures, in Okabe and Ito's colours, which most people tell apart."""
+"""The report's figures: slices by OpenCV; curves by matplotlib, in Okabe and Ito's colours."""
 
 import io
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter
 
 from utils.evaluation.protocol import ROUNDS
 from utils.evaluation.report.slices import ObjectSlices
+from utils.inference.drawing import (
+    OBJECT_COLOURS,
+    TRUTH_COLOUR,
+    VIEWS,
+    SlicePicture,
+    encode_png,
+    slice_axes,
+    write,
+)
 
-TRUTH, PREDICTION, BOX = "#56B4E9", "#E69F00", "#FFFFFF"
+PREDICTION_COLOUR = OBJECT_COLOURS[0]
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 
-PICTURE_WIDTH = 9.0  # inches
-NAMES = (("axial", "z"), ("coronal", "y"), ("sagittal", "x"))
+PICTURE_WIDTH, MAX_HEIGHT = 1000, 400  # pixels of three slices side by side
+CAPTION, GAP = 24, 6  # pixels above each, and between them
 
 
-def draw_slices(planes: ObjectSlices, clicks: np.ndarray) -> bytes:
-    """Three slices through an object with the contours of truth and prediction, and the prompts.
+def draw_slices(slices: ObjectSlices, clicks: np.ndarray) -> bytes:
+    """Three slices through an object with the outlines of truth and prediction, and the prompts.
 
     Prompts that lie in another slice are drawn fainter; numbers are the rounds of the clicks.
 
     Args:
-        planes: The slices.
+        slices: Cut through the object.
         clicks: (ROUNDS, 4) as `Result.clicks` holds them for the object.
 
     Returns:
-        A PNG.
+        The content of a .png file.
     """
-    slices = (planes.across_z, planes.across_y, planes.across_x)
-    sizes = []  # width and height in mm
-    for axis, (_, rows, columns) in enumerate(part.shape for part in slices):
-        row_axis, column_axis = (i for i in range(3) if i != axis)
-        sizes.append((columns * planes.spacing[column_axis], rows * planes.spacing[row_axis]))
-    widths = [width / height for width, height in sizes]  # at the same height
-    height = min(PICTURE_WIDTH / sum(widths), 3.6)
-    figure = Figure((height * sum(widths) + 0.1, height + 0.25), dpi=110, facecolor="black")
-    grid = figure.add_gridspec(
-        1,
-        3,
-        width_ratios=widths,
-        left=0,
-        right=1,
-        bottom=0,
-        top=height / (height + 0.25),
-        wspace=0.02,
-    )
-    for axis in range(3):
-        _draw_slice(figure.add_subplot(grid[axis]), slices[axis], axis, planes, clicks)
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
+    parts = (slices.across_z, slices.across_y, slices.across_x)
+    sides = [  # height and width in mm
+        np.array(part.shape[1:]) * slices.spacing[list(slice_axes(axis))]
+        for axis, part in enumerate(parts)
+    ]
+    shares = [width / height for height, width in sides]  # of widths at the same height
+    height = int(min((PICTURE_WIDTH - 2 * GAP) / sum(shares), MAX_HEIGHT))
+    pictures = []
+    for axis, (part, (mm, _)) in enumerate(zip(parts, sides, strict=True)):
+        picture = _draw_slice(part, axis, mm / height, slices, clicks).pixels[:height]
+        caption = np.zeros((CAPTION, picture.shape[1], 3), np.uint8)
+        title = f"{VIEWS[axis]}, {'zyx'[axis]} = {slices.centre[axis]}"
+        write(caption, title, (2, CAPTION - 7), (255, 255, 255))
+        missing = ((0, height - len(picture)), (0, GAP if axis < 2 else 0), (0, 0))
+        pictures.append(np.pad(np.concatenate([caption, picture]), missing))
+    return encode_png(np.concatenate(pictures, axis=1))
 
 
 def _draw_slice(
-    ax: Axes, part: np.ndarray, axis: int, planes: ObjectSlices, clicks: np.ndarray
-) -> None:
+    part: np.ndarray, axis: int, mm_per_pixel: float, slices: ObjectSlices, clicks: np.ndarray
+) -> SlicePicture:
+    """One of the slices: (3, h, w) image, truth and prediction."""
     image, truth, prediction = part
-    row_axis, column_axis = (i for i in range(3) if i != axis)
-    y0, x0 = planes.start[row_axis], planes.start[column_axis]
-    extent = (x0 - 0.5, x0 + image.shape[1] - 0.5, y0 + image.shape[0] - 0.5, y0 - 0.5)
-    aspect = planes.spacing[row_axis] / planes.spacing[column_axis]
-    ax.imshow(image, cmap="gray", vmin=0, vmax=255, extent=extent, aspect=aspect)
-    for mask, colour in ((truth, TRUTH), (prediction, PREDICTION)):
-        if mask.any():
-            # Padded, so that the contour closes where the object meets the edge.
-            rows, columns = (np.arange(-1, n + 1) for n in mask.shape)
-            ax.contour(
-                columns + x0, rows + y0, np.pad(mask, 1), [0.5], colors=[colour], linewidths=1.5
-            )
-    if len(planes.box):
-        start, stop = planes.box[:, [row_axis, column_axis]] - 0.5
-        inside = planes.box[0, axis] <= planes.centre[axis] < planes.box[1, axis]
-        ax.add_patch(
-            Rectangle(
-                start[::-1],
-                *(stop - start)[::-1],
-                fill=False,
-                color=BOX,
-                linestyle=(0, (4, 3)),
-                linewidth=1,
-                alpha=0.9 if inside else 0.35,
-            )
-        )
-    for index in range(ROUNDS):
-        if clicks[index, 0] >= 0:
-            point = clicks[index, 1:]
-            alpha = 1.0 if point[axis] == planes.centre[axis] else 0.6
-            _draw_click(ax, point[column_axis], point[row_axis], index, clicks[index, 0], alpha)
-    ax.set_xlim(extent[:2])
-    # Stored slices go from the feet up, so that the head is on top.
-    ax.set_ylim(extent[2:] if axis == 0 else extent[:1:-1])
-    ax.axis("off")
-    name, letter = NAMES[axis]
-    ax.set_title(f"{name}, {letter} = {planes.centre[axis]}", color="white", fontsize=8, pad=3)
-
-
-def _draw_click(ax: Axes, x: float, y: float, index: int, kind: int, alpha: float) -> None:
-    """A plus for foreground, a minus for background, and the round's number."""
-    outline = [withStroke(linewidth=2.5, foreground="black", alpha=alpha)]
-    style: dict[str, Any] = dict(color="white", alpha=alpha, path_effects=outline, clip_on=True)
-    marker = "+" if kind else "_"
-    ax.plot([x], [y], marker=marker, markersize=9, markeredgewidth=2, **style)
-    ax.annotate(
-        str(index),
-        (x, y),
-        (4, 3),
-        textcoords="offset points",
-        fontsize=8.5,
-        annotation_clip=True,
-        **style,
+    axes = list(slice_axes(axis))
+    start = slices.start[axes]
+    bounds = np.array([start, start + image.shape], float)
+    down, right = slices.spacing[axes] / mm_per_pixel
+    picture = SlicePicture(
+        image.astype(np.float32), (int(start[0]), int(start[1])), bounds, (down, right), axis != 0
     )
+    picture.outline(prediction > 0, PREDICTION_COLOUR, 2)
+    picture.outline(truth > 0, TRUTH_COLOUR, is_dashed=True)
+    centre = slices.centre[axis]
+    if len(slices.box):
+        low, high = slices.box[:, axes]
+        is_inside = slices.box[0, axis] <= centre < slices.box[1, axis]
+        picture.box(low, high, PREDICTION_COLOUR, is_faint=not is_inside)
+    for index, (kind, *point) in enumerate(clicks.tolist()):
+        if kind >= 0:
+            position = (point[axes[0]], point[axes[1]])
+            picture.click(position, kind == 1, is_faint=point[axis] != centre, text=str(index))
+    return picture
 
 
 def draw_curves(groups: dict[str, np.ndarray], metric: str) -> str:

@@ -15,7 +15,7 @@ from utils.evaluation.report.slices import ObjectSlices
 from utils.formats.atomic import atomic_write
 from utils.formats.case import LabelledCase
 
-_PLANES = "planes_"  # of the keys of a record
+_SLICES = "slices_"  # of the keys of a record
 
 MODALITIES = ("CT", "MR", "PET", "US", "Microscopy")
 
@@ -102,13 +102,13 @@ def collect(name: str, labelled: LabelledCase, rounds: list[Round]) -> Result:
     return Result(name, labels, has_boxes, scores, seconds, clicks, tuple(failures))
 
 
-def write_result(path: Path, result: Result, planes: ObjectSlices, fingerprint: str) -> None:
+def write_result(path: Path, result: Result, slices: ObjectSlices, fingerprint: str) -> None:
     """Keep a result and a look at it, whole or not at all.
 
     Args:
         path: Of the record.
         result: Of the case.
-        planes: Slices through its typical object.
+        slices: Cut through its typical object.
         fingerprint: Says of which contents it is.
     """
     arrays: dict[str, Any] = {
@@ -121,7 +121,7 @@ def write_result(path: Path, result: Result, planes: ObjectSlices, fingerprint: 
         "clicks": result.clicks,
         "failures": np.array(result.failures, dtype=str),
     }
-    arrays |= {_PLANES + key: value for key, value in vars(planes).items()}
+    arrays |= {_SLICES + key: value for key, value in vars(slices).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         np.savez_compressed(file, **arrays)
@@ -131,7 +131,7 @@ def read_result(path: Path, fingerprint: str | None = None) -> Result | None:
     """A kept result, or None if there is none of this fingerprint that can be read."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file if not key.startswith(_PLANES)}
+            arrays = {key: file[key] for key in file if not key.startswith(_SLICES)}
         if fingerprint is not None and str(arrays["fingerprint"]) != fingerprint:
             return None
         return Result(
@@ -150,8 +150,8 @@ def read_result(path: Path, fingerprint: str | None = None) -> Result | None:
 def read_slices(path: Path) -> ObjectSlices:
     """The slices in a record."""
     with np.load(path, allow_pickle=False) as file:
-        keys = [key for key in file if key.startswith(_PLANES)]
-        return ObjectSlices(**{key.removeprefix(_PLANES): file[key] for key in keys})
+        keys = [key for key in file if key.startswith(_SLICES)]
+        return ObjectSlices(**{key.removeprefix(_SLICES): file[key] for key in keys})
 
 
 def write_segs(path: Path, segs: list[np.ndarray], with_all: bool) -> None:
