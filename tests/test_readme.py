@@ -1,4 +1,4 @@
-"""Every command of the README runs: in a copy of the repository, on small cases and networks."""
+"""Every command of the README and of docs/ runs: in a copy of the repository, on small cases."""
 
 import json
 import os
@@ -15,15 +15,24 @@ import torch
 
 from conftest import ROOT, SHAPE, case_arrays
 from scans import image_of, write_series
+from utils.formats.case import read_case
+from utils.formats.scan_prompts import read_prompts
+from utils.inference.published import PUBLISHED
 
-README = (ROOT / "README.md").read_text()
+README = ROOT / "README.md"
+MAX_README_BYTES = 12_000
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+CARDS = [ROOT / name for name in ("ckpt/README.md", "data/sample_gts/README.md", "SECURITY.md")]
+LINKED = [*PAGES, *CARDS, ROOT / "CHANGELOG.md", *sorted(ROOT.glob("bench/results/**/*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TRAINED = "--num_epochs 1 --batch_size 1 --accumulation_steps 1 --num_workers 0 --min_voxels 20"
 TRAINED += " --device cpu"
 # What is added to a command, or put in place of a part, so that it takes seconds on a CPU.
 CHANGES = {
-    "sh test.sh": "sh test.sh --collect-only -q tests/test_roi.py",
+    "sh test.sh": "sh test.sh --collect-only -q tests/segment_anything/test_roi.py",
     "sh test.sh -m slow": "sh test.sh --collect-only -q -m slow tests/test_readme.py",
+    'sh test.sh -m "not slow and not gpu" --cov': "sh test.sh --collect-only -q --cov tests",
+    "bash train.sh --task_name docker": f"bash train.sh {TRAINED} --data data/prepared",
     "--device cuda --precision bf16": "--device cpu",
     "--nproc-per-node 8": "--nproc-per-node 2",
     "--workers 8": "--workers 1",
@@ -31,17 +40,35 @@ CHANGES = {
     "--model_type vit_s_ori": "--model_type vit_s_ori --img_size 32",
 }
 # Downloads and what publishes are not run, but have to be what they seem to be.
+DOWNLOAD = r"python ckpt/download\.py (\w+)"
 DRY = {
-    r"python ckpt/download\.py (\w+)": "python ckpt/download.py --help",
+    DOWNLOAD: "python ckpt/download.py --help",
+    r"hf download .*": "hf download --help",
     r"git (tag|push) .*": "git --version",
 }
+# Stands for docker: what is to run in the container runs here.
+DOCKER = """\
+#!/bin/sh
+case "$1" in
+    build) exec test -e Dockerfile ;;
+    save) exec echo "layers of $2" ;;
+    load) exec gzip -t "$3" ;;
+    image) exec test "$2" = rm ;;
+    run | container) for last; do :; done; exec sh -c "$last" ;;
+esac
+exit 1
+"""
 
 
-def commands() -> list[str]:
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall(page.read_text("utf-8")) if kind == language]
+
+
+def commands(page: Path) -> list[str]:
     """Of all sh blocks, a line each; scripts for a batch system are not among them."""
     found = []
-    for language, text in BLOCK.findall(README):
-        if language == "sh" and not text.startswith("#!"):
+    for text in blocks(page, "sh"):
+        if not text.startswith("#!"):
             lines = text.replace("\\\n", " ").splitlines()
             found += [re.sub(r"\s+# .*", "", line).strip() for line in lines]
     return [" ".join(line.split()) for line in found if line]
@@ -54,7 +81,8 @@ def runnable(command: str) -> str:
     if command in CHANGES:
         return CHANGES[command]
     for part, instead in CHANGES.items():
-        command = command.replace(part, instead)
+        if not part.startswith("sh test.sh"):
+            command = command.replace(part, instead)
     if command.startswith(("bash train.sh", "python train.py")):
         command += f" {TRAINED}"
         command += " --data data/prepared" if "--data" not in command else ""
@@ -63,7 +91,7 @@ def runnable(command: str) -> str:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory, tiny_checkpoint) -> Path:
-    """The repository as it is committed, with the files that the README speaks of."""
+    """The repository as it is committed, with the files that its pages speak of."""
     clone = tmp_path_factory.mktemp("readme") / "clone"
     names = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -75,7 +103,8 @@ def clone(tmp_path_factory, tiny_checkpoint) -> Path:
         if (ROOT / name).is_file():
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, clone / name)
-    shutil.copy(tiny_checkpoint, clone / "ckpt/sam_med3d_turbo_bbox_init.pth")
+    for name in ("sam_med3d_turbo_bbox_init", "sam_med3d_turbo_cvpr_coreset"):
+        shutil.copy(tiny_checkpoint, clone / f"ckpt/{name}.pth")
     content = torch.load(tiny_checkpoint, weights_only=True)  # as turbo, before it had boxes:
     corners = re.compile(r"point_embeddings\.[23]\.")
     weights = content["model_state_dict"]
@@ -92,12 +121,16 @@ def clone(tmp_path_factory, tiny_checkpoint) -> Path:
     gts[2:7, 3:9, 4:11] = 1
     boxes = case_arrays()["boxes"][:1]
     labelled = case_arrays(boxes=boxes, gts=gts)
-    for folder, arrays in (("val", labelled), ("val_gts", {"gts": gts})):
-        (clone / folder).mkdir()
+    for folder, arrays in (
+        ("val", labelled),
+        ("val_gts", {"gts": gts}),
+        ("3D_val_npz", case_arrays(boxes=boxes)),
+        ("3D_val_gt", {"gts": gts}),
+        ("3D_train_npz_all/MR/MR_Some", labelled),
+        ("3D_train_npz_random_10percent_16G/MR/MR_Some", labelled),
+    ):
+        (clone / folder).mkdir(parents=True)
         np.savez_compressed(clone / folder / "case.npz", **arrays)
-    folder = clone / "3D_train_npz_all/MR/MR_Some"
-    folder.mkdir(parents=True)
-    np.savez_compressed(folder / "case.npz", **labelled)
     for kind, array in (("images", labelled["imgs"]), ("labels", gts)):
         folder = clone / f"Dataset007_Pancreas/{kind}Tr"
         folder.mkdir(parents=True)
@@ -111,29 +144,10 @@ def environment(tmp_path_factory) -> dict[str, str]:
     """`python` is this one, and `docker` runs what it is to run in the container here."""
     folder = tmp_path_factory.mktemp("bin")
     docker = folder / "docker"
-    docker.write_text(
-        "#!/bin/sh\n"
-        'if [ "$1" = build ]; then exec test -e Dockerfile; fi\n'
-        'for last; do :; done\nexec sh -c "$last"\n'
-    )
+    docker.write_text(DOCKER)
     docker.chmod(0o755)
     path = f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     return os.environ | {"PATH": path, "PYTHON": sys.executable, "VIRTUAL_ENV": sys.prefix}
-
-
-def prepare(command: str, clone: Path, environment: dict[str, str]) -> None:
-    """Bring the copy into the state in which a reader would run the command."""
-    if "make_bbox_init" in command:
-        (clone / "ckpt/sam_med3d_turbo_bbox_init.pth").unlink()
-
-
-@pytest.mark.slow
-def test_every_command_runs(clone, environment):
-    """In their order: what one writes, another reads."""
-    for command in commands():
-        prepare(command, clone, environment)
-        run(runnable(command), clone, environment)
-    assert (clone / "out/scan.nii.gz").is_file() and (clone / "out/series.nrrd").is_file()
 
 
 def run(command: str, clone: Path, environment: dict[str, str]) -> None:
@@ -143,6 +157,29 @@ def run(command: str, clone: Path, environment: dict[str, str]) -> None:
     assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-3000:]}"
 
 
+def prepare(command: str, clone: Path) -> None:
+    """Bring the copy into the state in which a reader would run the command."""
+    made = re.fullmatch(r"python ckpt/\w+\.py (\S+) (\S+)", command)
+    if made:  # a new file of a checkpoint that is there
+        source, target = clone / made[1], clone / made[2]
+        target.unlink(missing_ok=True)
+        if not source.exists():
+            source.parent.mkdir(parents=True)
+            shutil.copy(clone / "ckpt/sam_med3d_turbo_cvpr_coreset.pth", source)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda p: p.stem)
+def test_every_command_runs(page, clone, environment, tmp_path):
+    """In their order, in a copy for each page: what one writes, another reads."""
+    clone = shutil.copytree(clone, tmp_path / "clone")
+    for command in commands(page):
+        prepare(command, clone)
+        run(runnable(command), clone, environment)
+    if page.stem == "scans":
+        assert (clone / "out/scan.nii.gz").is_file() and (clone / "out/series.nrrd").is_file()
+
+
 def test_the_first_commands_run(clone, environment):
     run("sh predict.sh --preview", clone, environment)
     for path in (clone / "inputs").glob("*.npz"):
@@ -150,51 +187,68 @@ def test_the_first_commands_run(clone, environment):
         assert (clone / "outputs" / f"{path.stem}.png").is_file()
 
 
-def test_the_python_example_runs(clone, environment):
-    (example,) = (text for language, text in BLOCK.findall(README) if "SamPredictor3D(" in text)
-    result = subprocess.run(
-        [sys.executable, "-c", example], cwd=clone, env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
+EXAMPLES = [(page, text) for page in PAGES for text in blocks(page, "python")]
 
 
-def test_the_case_that_is_written_is_one(tmp_path):
-    from utils.formats.case import read_case
-
-    (example,) = (text for language, text in BLOCK.findall(README) if "savez_compressed" in text)
-    subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True)
-    (prompts,) = read_case(tmp_path / "case.npz").objects
-    assert prompts.box is not None and len(prompts.clicks) == 1
+@pytest.mark.parametrize("page, text", EXAMPLES, ids=[page.stem for page, _ in EXAMPLES])
+def test_python_examples_run(page, text, clone, environment):
+    subprocess.run([sys.executable, "-c", text], cwd=clone, env=environment, check=True)
+    if "savez_compressed" in text:
+        (prompts,) = read_case(clone / "case.npz").objects
+        assert prompts.box is not None and len(prompts.clicks) == 1
 
 
 def test_the_prompt_file_is_one(tmp_path):
-    from utils.formats.scan_prompts import read_prompts
-
-    (example,) = (text for language, text in BLOCK.findall(README) if language == "json")
+    (example,) = blocks(ROOT / "docs/scans.md", "json")
     (tmp_path / "scan.json").write_text(example)
     assert len(read_prompts(tmp_path / "scan.json").objects) == len(json.loads(example)["objects"])
 
 
+def test_the_downloads_are_published():
+    found = [re.fullmatch(DOWNLOAD, command) for page in PAGES for command in commands(page)]
+    names = {match[1] for match in found if match}
+    assert names and names <= {name.removesuffix(".pth") for name in PUBLISHED}
+
+
+def test_the_readme_is_short():
+    assert len(README.read_bytes()) <= MAX_README_BYTES
+
+
+def test_all_pages_are_linked():
+    """From the README."""
+    for page in PAGES[1:]:
+        assert f"](docs/{page.name})" in README.read_text("utf-8"), page.name
+
+
 def test_the_messages_are_real():
     """Those that the table of troubles names are in the code."""
-    table = README.split("## Troubleshooting")[1].split("\n## ")[0]
-    code = "\n".join(
-        path.read_text() for path in ROOT.glob("**/*.[ps][yh]") if "venv" not in str(path)
-    )
+    table = (ROOT / "docs/troubleshooting.md").read_text("utf-8").split("In a container:")[0]
+    tracked = subprocess.run(
+        ["git", "ls-files", "*.py", "*.sh", ":!tests"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
+    code = "\n".join((ROOT / name).read_text("utf-8") for name in tracked)
     code = re.sub(r'"\n\s*f?"', "", code)  # texts that go on in the next line
     code = re.sub(r"\{[^{}]*\}", "{}", code)
-    for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE):
-        for message in re.findall(r"`([^`]+)`", row):
-            assert message in code or message.startswith("--"), message
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    assert rows
+    for message in re.findall(r"`([^`]+)`", "\n".join(rows)):
+        assert message in code or message.startswith("--"), message
 
 
-def test_links_lead_somewhere():
-    text = re.sub(r"`[^`]*`", "", README)
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
-    anchors = {
+def anchors_of(page: Path) -> set[str]:
+    """As GitHub makes them of the titles of a page, in which # in code is no title."""
+    text = BLOCK.sub("", page.read_text("utf-8"))
+    return {
         re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
-        for title in re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+        for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     }
-    for anchor in re.findall(r"\]\(#([^)]+)\)", text):
-        assert anchor in anchors, anchor
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    text = re.sub(r"`[^`]*`", "", BLOCK.sub("", page.read_text("utf-8")))
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)]*)\)", text):
+        if not target.startswith("https://"):
+            linked = page.parent / target if target else page
+            assert linked.exists(), target
+            assert not anchor or anchor in anchors_of(linked), f"{target}#{anchor}"
