@@ -32,7 +32,7 @@ CHANGES = {
     "sh test.sh": "sh test.sh --collect-only -q tests/segment_anything/test_roi.py",
     "sh test.sh -m slow": "sh test.sh --collect-only -q -m slow tests/test_readme.py",
     'sh test.sh -m "not slow and not gpu" --cov': "sh test.sh --collect-only -q --cov tests",
-    "bash train.sh --task_name docker": f"bash train.sh {TRAINED} --data data/prepared",
+    "--task_name docker": f"--task_name docker {TRAINED} --data data/prepared",
     "--device cuda --precision bf16": "--device cpu",
     "--nproc-per-node 8": "--nproc-per-node 2",
     "--workers 8": "--workers 1",
@@ -159,7 +159,7 @@ def run(command: str, clone: Path, environment: dict[str, str]) -> None:
 
 def prepare(command: str, clone: Path) -> None:
     """Bring the copy into the state in which a reader would run the command."""
-    made = re.fullmatch(r"python ckpt/\w+\.py (\S+) (\S+)", command)
+    made = re.fullmatch(r"python ckpt/export\.py (\S+) (\S+)", command)
     if made:  # a new file of a checkpoint that is there
         source, target = clone / made[1], clone / made[2]
         target.unlink(missing_ok=True)
