@@ -5,12 +5,12 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")" && pwd)
 requirements=requirements.txt
-modules="torch safetensors monai scipy edt prefetch_generator tqdm matplotlib"
+modules="torch safetensors monai torchio scipy edt tqdm matplotlib"
 . "$root/utils/environment.sh"
 
 options=(
     --task_name union_train
-    --checkpoint "$root/ckpt/sam_med3d_turbo_bbox_init.pth"
+    --checkpoint "$root/ckpt/sam_med3d_turbo_bbox_init.pth"  # "" begins from random weights
     --work_dir "$root/work_dir"
     --model_type vit_b_ori
     --num_epochs 200

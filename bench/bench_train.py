@@ -69,23 +69,28 @@ def measure_step(network: str, device: str, batch: int, precision: str, repeats:
 
     from segment_anything.predictor3D import PRECISIONS
     from utils.runtime.memory import keep_freed_memory
-    from utils.training.published_step import ROUNDS, Clicks, PublishedStep
+    from utils.training.batch import Batch
+    from utils.training.published_step import ROUNDS, PublishedStep
+    from utils.training.step import Clicks, recompute_attention
 
     if device == "cpu" and network != "medim":
         keep_freed_memory()  # as train.py does
     loss = DiceCELoss(sigmoid=True, squared_pred=True)
-    loop = PublishedStep(build(network).to(device), loss, save_memory=network == "saving")
+    model = build(network).to(device)
+    recompute_attention(model, network == "saving")
+    loop = PublishedStep(model, loss, save_memory=network == "saving")
     generator = torch.Generator().manual_seed(1)
     image = torch.randn(batch, 1, SIZE, SIZE, SIZE, generator=generator).to(device)
     truth = torch.zeros(image.shape, dtype=torch.bool, device=device)
     truth[..., 40:90, 30:100, 50:80] = True
     draws = torch.rand(batch, ROUNDS, generator=generator).to(device)
+    samples = Batch(image, truth, draws, (), {})
     is_cast = precision != "fp32"
 
     def step() -> None:
         loop.zero_grad()
         with torch.autocast(device, PRECISIONS[precision], enabled=is_cast):
-            output = loop(image, truth, draws, without_point=4)
+            output = loop.play(samples, without_point=4)
         output.loss.backward()
 
     seconds, memory, _ = time_and_memory(step, device, 1, repeats)
@@ -94,7 +99,7 @@ def measure_step(network: str, device: str, batch: int, precision: str, repeats:
     # Those made by the loop may differ: a logit near 0 moves all ranks behind it.
     clicks = Clicks(points.to(device), labels.to(device))
     with torch.no_grad(), torch.autocast(device, PRECISIONS[precision], enabled=is_cast):
-        losses = loop(image, truth, draws, 4, clicks).round_losses.tolist()
+        losses = loop.play(samples, 4, clicks).round_losses.tolist()
     return {"seconds": seconds, "memory": memory, "losses": losses}
 
 

@@ -1,14 +1,18 @@
-"""Training cases, and runs of train.py as processes of their own, for the tests."""
+"""Training cases, and runs of train.py, for the tests."""
 
 import csv
+import io
 import os
+import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import train as train_script
 from conftest import ROOT, case_arrays
 from utils.formats.prepared import write_prepared
 
@@ -50,7 +54,7 @@ def write_native_cases(folder: Path, count: int = 1) -> Path:
     return folder
 
 
-def command(weights: Path, data: Path, folder: Path, *options: str) -> list[str]:
+def command(weights: Path | str, data: Path, folder: Path, *options: str) -> list[str]:
     own = ["--checkpoint", weights, "--data", data, "--work_dir", folder, "--task_name", "run"]
     return [*map(str, [ROOT / "train.py", *own]), *OPTIONS, *options]
 
@@ -67,10 +71,28 @@ def start(arguments: list[str], **options) -> subprocess.Popen:
     )
 
 
-def train(*args) -> subprocess.CompletedProcess:
+def train_in_own_process(*args) -> subprocess.CompletedProcess:
     process = start(command(*args), stderr=subprocess.PIPE)
     output, errors = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def train(*args) -> subprocess.CompletedProcess:
+    """The same in this process."""
+    arguments, output, errors = command(*args)[1:], io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with redirect_stdout(output), redirect_stderr(errors):
+            status = train_script.main(train_script.get_args_parser().parse_args(arguments))
+    except SystemExit as error:  # of argparse
+        status = error.code
+    finally:
+        torch.set_num_threads(threads)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return subprocess.CompletedProcess(arguments, status, output.getvalue(), errors.getvalue())
 
 
 def log_of(folder: Path) -> list[dict[str, str]]:

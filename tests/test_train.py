@@ -23,14 +23,16 @@ from runs import (
     numbers,
     start,
     train,
+    train_in_own_process,
     write_cases,
     write_val_case,
 )
 from segment_anything import sam_model_registry3D
 from utils.inference.checkpoint import build_model, read_checkpoint
 from utils.runtime.device import show_gpus
-from utils.training.log import tensorboard
+from utils.training import records
 from utils.training.optimizer import make_optimizer, make_scheduler
+from utils.training.records import tensorboard
 from utils.training.state import TrainState, read_state, resume
 
 
@@ -106,6 +108,48 @@ def test_a_stopped_run_goes_on_to_the_same_losses(finished, weights, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_a_validation_that_was_stopped_is_made_up_for(finished, weights, tmp_path, monkeypatch):
+    args = (weights, finished / "data", tmp_path, "--val_cases", str(finished / "val/MR"))
+    args += ("--val_every", "2")
+
+    def play_and_stop(*case):
+        signal.raise_signal(signal.SIGTERM)
+        return play(*case)
+
+    play = records.play
+    monkeypatch.setattr(records, "play", play_and_stop)
+    result = train(*args)
+    assert result.returncode == 128 + signal.SIGTERM
+    assert "stopped in epoch 1, batch 5; --resume goes on" in result.stdout
+    content = content_of(tmp_path)
+    assert content["epoch"] == 1 and content["step"] == 5 and len(log_of(tmp_path)) == 1
+    monkeypatch.undo()
+    assert train(*args, "--resume").returncode == 0
+    assert numbers(tmp_path) == numbers(finished)
+    assert log_of(tmp_path)[1]["val_DSC_AUC"] == log_of(finished)[1]["val_DSC_AUC"]
+    ours, theirs = (content_of(f, "dice_best") for f in (tmp_path, finished))
+    assert ours["best_dice"] == theirs["best_dice"] > 0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        (("multisteplr", "1", "3"), [1e-3, 1e-4, 1e-4, 1e-5]),
+        (("steplr", "2"), [1e-3, 1e-3, 1e-4, 1e-4]),
+        (("coswarm", "3"), [1e-3, 7.5e-4, 2.5e-4, 1e-3]),
+        (("linear", "1"), [1e-4, 2.8e-4, 4.6e-4, 6.4e-4]),
+    ],
+)
+def test_a_resumed_run_goes_on_at_the_rate_of_its_epoch(schedule, rates, weights, tmp_path):
+    data = write_cases(tmp_path / "data", 1)
+    options = ["--lr_scheduler", schedule[0], "--step_size", *schedule[1:]]
+    assert train(weights, data, tmp_path, *options, "--num_epochs=2").returncode == 0
+    state = content_of(tmp_path)["lr_scheduler_state_dict"]
+    assert state["last_epoch"] == 2 and state["_last_lr"][0] == pytest.approx(rates[2])
+    assert train(weights, data, tmp_path, *options, "--num_epochs=4", "--resume").returncode == 0
+    assert [lr for *_, lr in numbers(tmp_path)] == pytest.approx(rates)
+
+
 def test_two_processes_train_as_one_with_the_double_batch(weights, tmp_path):
     data = write_cases(tmp_path / "data", 6)
     one, two = tmp_path / "one", tmp_path / "two"
@@ -113,7 +157,8 @@ def test_two_processes_train_as_one_with_the_double_batch(weights, tmp_path):
     result = train(weights, data, one, *options, "--batch_size=2")
     assert result.returncode == 0, result.stderr
     # The option for several GPUs; on a CPU it is as many processes.
-    result = train(weights, data, two, *options, "--multi_gpu", "--gpu_ids", "0", "1")
+    options += ["--multi_gpu", "--gpu_ids", "0", "1"]
+    result = train_in_own_process(weights, data, two, *options)
     assert result.returncode == 0, result.stderr
     np.testing.assert_allclose(numbers(two), numbers(one), rtol=1e-4)
     assert numbers(one)[1][2] == pytest.approx(1e-4)
@@ -221,6 +266,16 @@ def test_options_that_do_not_fit_are_named(weights, tmp_path, options, message):
     result = train(weights, tmp_path / "empty", tmp_path, *options)
     assert result.returncode in (1, 2) and message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_an_empty_checkpoint_is_random_weights(tmp_path):
+    """So that train.sh, which names one, can be told to do without."""
+    data = write_cases(tmp_path / "data", 1)
+    options = ["--model_type=vit_s_ori", "--img_size=32", "--num_epochs=1", "--checkpoint", ""]
+    result = train("", data, tmp_path, *options)
+    assert result.returncode == 0, result.stderr
+    assert "from random weights" in result.stdout
+    assert content_of(tmp_path)["args"]["checkpoint"] is None
 
 
 def test_gpus_are_counted_among_those_that_a_scheduler_gave(monkeypatch):

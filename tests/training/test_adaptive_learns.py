@@ -14,8 +14,10 @@ from utils.formats.case import Case, LabelledCase
 from utils.formats.prepared import write_prepared
 from utils.inference.method import make_segmenter
 from utils.training.adaptive_dataset import AdaptiveDataset
-from utils.training.adaptive_step import AdaptiveStep, graded_rounds
-from utils.training.dataset import collate, find_cases
+from utils.training.adaptive_step import AdaptiveStep
+from utils.training.batch import collate
+from utils.training.dataset import find_cases
+from utils.training.streams import Stream, stream
 
 SHAPE, SPACING = (24, 50, 70), (3.0, 1.0, 0.7)
 STEPS = 250
@@ -49,16 +51,14 @@ def played(tmp_path_factory) -> tuple[np.ndarray, list[tuple[bool, bool]]]:
     model = sam_model_registry3D["hybrid_s"](**sizes).train()
     settings = AdaptiveSettings()
     dataset = AdaptiveDataset(cases, model.img_size, model.mask_size, settings, min_voxels=100)
-    loop = AdaptiveStep(model, DiceCELoss(sigmoid=True, squared_pred=True), save_memory=False)
+    train_step = AdaptiveStep(model, DiceCELoss(sigmoid=True, squared_pred=True), save_memory=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for step in range(STEPS):
         samples = [dataset[(step, (4 * step + i) % len(dataset))] for i in range(4)]
         batch = collate(samples)
         optimizer.zero_grad()
-        loop(
-            batch.image, batch.truth, batch.draws, *batch.start, graded_rounds(0, 0, step)
-        ).loss.backward()
+        train_step(batch, stream(Stream.ROUNDS, 0, 0, step)).loss.backward()
         optimizer.step()
         schedule.step()
 

@@ -1,7 +1,5 @@
 """Whole runs of the adaptive recipe."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -13,14 +11,17 @@ from runs import (
     native_volumes,
     numbers,
     train,
+    train_in_own_process,
     write_native_cases,
     write_val_case,
 )
 from segment_anything import sam_model_registry3D
 from segment_anything.bounds import AdaptiveSettings
-from train import check_resumed, get_args_parser, options_of
+from train import get_args_parser
 from utils.formats.prepared import write_prepared
 from utils.inference.checkpoint import adaptive_settings, read_checkpoint
+from utils.training.options import options_of
+from utils.training.state import check_resumed
 
 OPTIONS = ("--recipe=adaptive", "--others_lr=1", "--synthetic=2", "--optimizer=muon")
 OPTIONS += ("--roi_factor=1.6",)
@@ -82,14 +83,18 @@ def test_a_run_of_another_recipe_is_not_resumed(finished, weights):
 
 
 def test_other_samples_do_not_go_on_within_an_epoch():
-    parse = get_args_parser().parse_args
-    saved = options_of(parse(["--recipe=adaptive"])) | {"processes": 1}
-    model = SimpleNamespace(img_size=32)
-    state = SimpleNamespace(model=model, model_type="hybrid_s", progress=SimpleNamespace(step=3))
-    check_resumed(parse(["--recipe=adaptive"]), state, saved, 1)
-    for content in (saved, {k: v for k, v in saved.items() if k != "synthetic"}):
+    def options(*given):
+        args = get_args_parser().parse_args(["--recipe=adaptive", *given])
+        return options_of(args) | {"processes": 1}
+
+    saved = options()
+    older = {k: v for k, v in saved.items() if k != "synthetic"}  # before there was the option
+    for args in (saved, older):
+        content = {"args": args, "step": 3}
+        check_resumed(content, options(), "hybrid_s", 32)
         with pytest.raises(ValueError, match="within an epoch of synthetic 0"):
-            check_resumed(parse(["--recipe=adaptive", "--synthetic=4"]), state, content, 1)
+            check_resumed(content, options("--synthetic=4"), "hybrid_s", 32)
+        check_resumed(content | {"step": 0}, options("--synthetic=4"), "hybrid_s", 32)
 
 
 @pytest.mark.parametrize("option", ["synthetic", "roi_factor", "roi_spacing"])
@@ -104,7 +109,8 @@ def test_two_processes_train_as_one_with_the_double_batch(weights, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     result = train(weights, data, one, *OPTIONS, "--batch_size=2")
     assert result.returncode == 0, result.stderr
-    result = train(weights, data, two, *OPTIONS, "--multi_gpu", "--gpu_ids", "0", "1")
+    options = (*OPTIONS, "--multi_gpu", "--gpu_ids", "0", "1")
+    result = train_in_own_process(weights, data, two, *options)
     assert result.returncode == 0, result.stderr
     np.testing.assert_allclose(numbers(two), numbers(one), rtol=1e-4)
 

@@ -16,7 +16,7 @@ from segment_anything.prompts import Prompts
 from segment_anything.roi import crop_roi_averaged, crop_roi_nearest, normalise
 from utils.evaluation.simulated_prompts import largest_error_click
 from utils.formats.prepared import write_prepared
-from utils.training import adaptive_dataset
+from utils.training import adaptive_dataset, adaptive_step
 from utils.training.adaptive_dataset import AdaptiveDataset, perturbed_mask
 from utils.training.adaptive_step import (
     ADAPTIVE_ROUNDS,
@@ -26,7 +26,10 @@ from utils.training.adaptive_step import (
     graded_rounds,
     iou_of,
 )
-from utils.training.dataset import collate, find_cases
+from utils.training.batch import collate
+from utils.training.dataset import find_cases
+from utils.training.step import random_error_click
+from utils.training.streams import Stream, stream
 
 SIZE, MASK_SIZE = 32, 16
 
@@ -60,7 +63,7 @@ def test_a_sample_is_what_inference_makes_of_the_same_prompts(tmp_path, plain):
     image, gts = native_volumes()
     seen = set()
     for epoch in range(60):
-        rng = np.random.default_rng((0, epoch, 0))
+        rng = stream(Stream.SAMPLE, 0, epoch, 0)
         sample = dataset[(epoch, 0)]
         points, labels, mask = sample.start
         i = rng.permutation(np.array([1, 2]))[0]  # as the dataset draws them
@@ -164,21 +167,54 @@ def test_a_faulty_mask_is_wrong_in_places_but_not_another_one():
     assert min(shares) > 0.1 and 0.5 < np.mean(shares) < 0.97 and np.std(shares) > 0.05
 
 
+def errors(seed=0):
+    """Prediction and truth of four samples, the last of which is right."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.rand(4, 1, 12, 12, 12, generator=generator) > 0.3
+    pred = torch.rand(4, 1, 12, 12, 12, generator=generator) > 0.7
+    pred[3] = truth[3]
+    return pred, truth
+
+
 def test_clicks_are_the_evaluators_or_random_errors():
-    generator = torch.Generator().manual_seed(0)
-    truth = torch.rand(2, 1, 12, 12, 12, generator=generator) > 0.3
-    pred = torch.rand(2, 1, 12, 12, 12, generator=generator) > 0.7
-    points, labels = error_clicks(pred, truth, torch.tensor([0.0, 0.99]), torch.tensor([0.5, 0.5]))
-    for i in range(2):
-        z, y, x = points[i, 0].long().tolist()
-        assert pred[i, 0, z, y, x] != truth[i, 0, z, y, x] == labels[i, 0]
-    centre = largest_error_click(truth[0, 0].numpy(), pred[0, 0].numpy())
-    assert tuple(points[0, 0].long().tolist()) == centre.point
-    points, labels = error_clicks(truth, truth, torch.zeros(2), torch.tensor([0.1, 0.9]))
-    assert points.shape == (2, 1, 3)  # nothing is wrong, and any voxel may come
+    pred, truth = errors()
+    draws = torch.tensor([0.5, 0.2, 0.9, 0.1])
+    random_points, random_labels = random_error_click(pred, truth, draws)
+    centred = {i: truth[i, 0].numpy() for i in (0, 2, 3)}
+    points, labels = error_clicks(pred, truth, draws, centred)
+    for i in (0, 2):
+        click = largest_error_click(truth[i, 0].numpy(), pred[i, 0].numpy())
+        assert tuple(points[i, 0].long().tolist()) == click.point
+        assert labels[i].item() == click.is_foreground
+        assert not torch.equal(points[i], random_points[i])
+    for i in (1, 3):  # a random error, and any voxel where nothing is wrong
+        assert torch.equal(points[i], random_points[i]) and labels[i] == random_labels[i]
+    z, y, x = points[1, 0].long().tolist()
+    assert pred[1, 0, z, y, x] != truth[1, 0, z, y, x] == labels[1, 0]
 
 
-def loop_and_batch(tmp_path, count=4):
+def test_the_rule_of_a_click_is_drawn_for_each_round_and_the_truth_copied_once(
+    tmp_path, monkeypatch
+):
+    step, batch = step_and_batch(tmp_path)
+    batch.draws[:] = 0.99
+    batch.draws[1, 4] = batch.draws[2, 6] = batch.draws[2, 8] = 0.0  # rounds 2; 3 and 4
+    asked = []
+
+    def record(pred, truth, draws, centred):
+        asked.append(centred)
+        return error_clicks(pred, truth, draws, centred)
+
+    monkeypatch.setattr(adaptive_step, "error_clicks", record)
+    step.play(batch, {0})
+    assert [sorted(centred) for centred in asked[-4:]] == [[1], [2], [2], []]
+    truths = [truth for centred in asked for truth in centred.values()]
+    for truth, i in zip(truths, (1, 2, 2), strict=True):
+        np.testing.assert_array_equal(truth, batch.truth[i, 0])
+    assert np.shares_memory(truths[1], truths[2])
+
+
+def step_and_batch(tmp_path, count=4):
     torch.manual_seed(0)
     model = sam_model_registry3D["hybrid_s"](**TINY_HYBRID).train()
     dataset = dataset_of(write_native_cases(tmp_path), mask_size=model.mask_size)
@@ -187,15 +223,15 @@ def loop_and_batch(tmp_path, count=4):
 
 
 def test_each_round_sees_all_clicks_before_it_and_the_binary_mask(tmp_path, monkeypatch):
-    loop, batch = loop_and_batch(tmp_path)
-    seen, decode = [], loop.model.decode
+    step, batch = step_and_batch(tmp_path)
+    seen, decode = [], step.model.decode
 
     def record(embedding, points, mask_prompt):
         seen.append((*points, mask_prompt, decode(embedding, points, mask_prompt=mask_prompt)))
         return seen[-1][-1]
 
-    monkeypatch.setattr(loop.model, "decode", record)
-    output = loop(batch.image, batch.truth, batch.draws, *batch.start, {0, 2})
+    monkeypatch.setattr(step.model, "decode", record)
+    output = step.play(batch, {0, 2})
     assert len(seen) == ADAPTIVE_ROUNDS == len(output.round_losses)
     first = batch.start[0].shape[1]
     is_begun = batch.start[2].flatten(1).any(dim=1)
@@ -212,36 +248,48 @@ def test_each_round_sees_all_clicks_before_it_and_the_binary_mask(tmp_path, monk
 
 
 def test_saving_memory_changes_no_gradient(tmp_path):
-    loop, batch = loop_and_batch(tmp_path)
+    step, batch = step_and_batch(tmp_path)
     gradients = []
-    for loop.save_memory in (True, False):
-        loop.zero_grad()
-        loop(batch.image, batch.truth, batch.draws, *batch.start, {0, 3}).loss.backward()
-        gradients.append([p.grad.clone() for p in loop.parameters()])
+    for step.save_memory in (True, False):
+        step.zero_grad()
+        step.play(batch, {0, 3}).loss.backward()
+        gradients.append([p.grad.clone() for p in step.parameters()])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_rounds_without_a_gradient_add_none(tmp_path):
     """The gradient of some rounds is that of the sum of their losses alone."""
-    loop, batch = loop_and_batch(tmp_path, 2)
+    step, batch = step_and_batch(tmp_path, 2)
     gradients = []
     for graded in ({0}, {0, 4}, {4}):
-        loop.zero_grad()
-        loop(batch.image, batch.truth, batch.draws, *batch.start, graded).loss.backward()
-        gradients.append([p.grad.clone() for p in loop.parameters()])
+        step.zero_grad()
+        step.play(batch, graded).loss.backward()
+        gradients.append([p.grad.clone() for p in step.parameters()])
     for first, both, fifth in zip(*gradients, strict=True):
         torch.testing.assert_close(first + fifth, both, rtol=1e-3, atol=1e-6)
 
 
 def test_the_rounds_with_a_gradient_are_the_first_and_all_others_alike():
-    chosen = [graded_rounds(0, 1, step) for step in range(500)]
+    chosen = [graded_rounds(stream(Stream.ROUNDS, 0, 1, step)) for step in range(500)]
     assert all(0 in rounds and len(rounds) == GRADED_ROUNDS for rounds in chosen)
     counts = np.bincount([i for rounds in chosen for i in rounds])
     assert len(counts) == ADAPTIVE_ROUNDS
     assert np.ptp(counts[1:]) < 0.3 * counts[1:].mean()
-    assert chosen == [graded_rounds(0, 1, step) for step in range(500)]
-    assert chosen != [graded_rounds(0, 2, step) for step in range(500)]
+    again = [graded_rounds(stream(Stream.ROUNDS, 0, 1, step)) for step in range(500)]
+    other = [graded_rounds(stream(Stream.ROUNDS, 0, 2, step)) for step in range(500)]
+    assert chosen == again and chosen != other
+
+
+def test_a_step_plays_the_rounds_that_its_stream_draws(tmp_path):
+    step, batch = step_and_batch(tmp_path, 2)
+    drawn = graded_rounds(stream(Stream.ROUNDS, 2))
+    gradients = []
+    for output in (step(batch, stream(Stream.ROUNDS, 2)), step.play(batch, drawn)):
+        step.zero_grad()
+        output.loss.backward()
+        gradients.append([p.grad.clone() for p in step.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_iou():
@@ -269,20 +317,20 @@ def test_cases_with_many_labels_give_their_shapes(tmp_path):
     gts = (np.arange(gts.size) % 30).reshape(gts.shape).astype(np.uint8)
     write_prepared(tmp_path / "oblong.npz", image, gts, NATIVE_SPACING, b"", is_native=True)
     write_prepared(tmp_path / "even.npz", image, gts, (1.2, 1.0, 1.0), b"", is_native=True)
-    (shapes,) = dataset_of(write_native_cases(tmp_path), synthetic=1).shapes
-    np.testing.assert_array_equal(shapes(), gts)
+    (path,) = dataset_of(write_native_cases(tmp_path), synthetic=1).shapes
+    assert path.name == "even.npz"
 
 
 def test_where_no_mask_is_to_be_corrected_the_first_round_has_the_prompts_alone(
     tmp_path, plain, monkeypatch
 ):
-    loop, batch = loop_and_batch(tmp_path, 2)
-    counts, decode = [], loop.model.decode
+    step, batch = step_and_batch(tmp_path, 2)
+    counts, decode = [], step.model.decode
 
     def record(embedding, points, mask_prompt):
         counts.append(points[0].shape[1])
         return decode(embedding, points, mask_prompt=mask_prompt)
 
-    monkeypatch.setattr(loop.model, "decode", record)
-    loop(batch.image, batch.truth, batch.draws, *batch.start, {0})
+    monkeypatch.setattr(step.model, "decode", record)
+    step.play(batch, {0})
     assert counts == [2, 3, 4, 5, 6, 7]

@@ -10,13 +10,12 @@ import torchio as tio
 from segment_anything.roi import normalise
 from utils.formats.npz import CaseError
 from utils.formats.prepared import write_prepared
+from utils.training.batch import collate
 from utils.training.dataset import (
     EpochSampler,
     RoiDataset,
-    collate,
     find_cases,
     make_loader,
-    round_without_point,
 )
 
 SHAPE = (20, 33, 41)
@@ -195,8 +194,3 @@ def test_a_sampler_goes_on_within_an_epoch():
     assert list(sampler) == batches[2:] and len(sampler) == 3
     sampler.first = 3
     assert list(sampler) == []
-
-
-def test_the_round_without_a_point_is_one_of_2_to_8():
-    drawn = Counter(round_without_point(0, epoch, step) for epoch in range(9) for step in range(99))
-    assert set(drawn) == set(range(2, 9)) and min(drawn.values()) > 80

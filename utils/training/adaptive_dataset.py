@@ -16,7 +16,9 @@ from utils.evaluation.simulated_prompts import challenge_box, largest_error_clic
 from utils.formats.case import label_values
 from utils.formats.prepared import PreparedCase, boxes_and_counts, map_volumes
 from utils.training.adaptive_step import ADAPTIVE_ROUNDS
-from utils.training.dataset import MIN_VOXELS, Batch, CaseDataset, Item
+from utils.training.batch import Batch, Start
+from utils.training.dataset import MIN_VOXELS, CaseDataset, Item
+from utils.training.streams import Stream, stream
 from utils.training.synthetic import make_case
 
 MAX_REPEATS = 24  # samples of a case in an epoch; its number of labels ^ (2 / 3) otherwise
@@ -64,10 +66,8 @@ class AdaptiveDataset(CaseDataset):
         self.mask_size, self.settings = mask_size, settings
         self.items = [case for case in cases for _ in range(self._repeats(case))]
         self.synthetic = synthetic
-        self.shapes = [partial(_labels_in, case.path) for case in cases if has_shapes(case)]
+        self.shapes = tuple(case.path for case in cases if has_shapes(case))
         self.augment = intensity_transforms()
-        # Held, since the samples of a case are not made one after the other.
-        self._made = lru_cache(maxsize=MAX_HELD)(self._make)
 
     def __len__(self) -> int:
         return len(self.items) + self.synthetic
@@ -75,23 +75,14 @@ class AdaptiveDataset(CaseDataset):
     def __getitem__(self, item: Item) -> Batch:
         epoch, index = item
         if index >= len(self.items):
-            rng = np.random.default_rng((self.seed, epoch, index))
-            made = self._made(epoch, (index - len(self.items)) // PER_SYNTHETIC)
+            rng = stream(Stream.SAMPLE, self.seed, epoch, index)
+            number = (index - len(self.items)) // PER_SYNTHETIC
+            made = synthetic_case(self.seed, epoch, number, self.shapes)
             batch = self._sample_of(*made, rng)
             if batch is not None:
                 return batch
             index = int(rng.integers(len(self.items)))
         return super().__getitem__((epoch, index))
-
-    def _make(self, epoch: int, index: int) -> tuple[PreparedCase, np.ndarray, np.ndarray]:
-        """A synthetic case, its image and its labels."""
-        seeds = np.random.SeedSequence((self.seed, epoch, index))
-        made = make_case(int(seeds.generate_state(1)[0]), self.shapes)
-        labels = label_values(made.gts)
-        boxes, counts = boxes_and_counts(made.gts, labels)
-        path = Path(f"synthetic case {index} of epoch {epoch}")
-        case = PreparedCase(path, made.gts.shape, made.spacing, True, labels, boxes, counts)
-        return case, made.image, made.gts
 
     def _repeats(self, case: PreparedCase) -> int:
         return min(int(np.ceil(len(self.usable(case)) ** (2 / 3))), MAX_REPEATS)
@@ -206,13 +197,34 @@ class AdaptiveDataset(CaseDataset):
         points[corners] = np.sort(points[corners], axis=0)  # lower and upper, again
         points = np.ascontiguousarray(points[:, order])
         draws = torch.from_numpy(rng.random((1, 2 * ADAPTIVE_ROUNDS)))
-        begin = (torch.from_numpy(points)[None], torch.from_numpy(labels)[None], start)
+        begin = Start(torch.from_numpy(points)[None], torch.from_numpy(labels)[None], start)
         return Batch(image.contiguous(), target.contiguous(), draws, (name,), {}, begin)
 
 
 def has_shapes(case: PreparedCase) -> bool:
     """Whether synthetic cases may have its shapes."""
     return len(case.labels) >= MIN_SHAPES and max(case.spacing) <= MAX_OBLONG * min(case.spacing)
+
+
+@lru_cache(maxsize=MAX_HELD)  # since the samples of a case are not made one after the other
+def synthetic_case(
+    seed: int, epoch: int, number: int, shapes: tuple[Path, ...]
+) -> tuple[PreparedCase, np.ndarray, np.ndarray]:
+    """A synthetic case, its image and its labels.
+
+    Args:
+        seed: With epoch and number, decides what is made.
+        epoch: In which it is seen.
+        number: Of the case in the epoch.
+        shapes: Prepared cases whose labels may give the shapes.
+    """
+    rng = stream(Stream.SYNTHETIC, seed, epoch, number)
+    made = make_case(int(rng.integers(2**32)), [partial(_labels_in, path) for path in shapes])
+    labels = label_values(made.gts)
+    boxes, counts = boxes_and_counts(made.gts, labels)
+    path = Path(f"synthetic case {number} of epoch {epoch}")
+    case = PreparedCase(path, made.gts.shape, made.spacing, True, labels, boxes, counts)
+    return case, made.image, made.gts
 
 
 def _labels_in(path: Path) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The training step of the adaptive recipe: rounds as inference and the evaluator play them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from segment_anything.modeling.sam3D import MASK_THRESHOLD
 from utils.evaluation.simulated_prompts import largest_error_click
-from utils.training.published_step import Clicks, PublishedStep, StepOutput, random_error_click
+from utils.training.batch import Batch
+from utils.training.step import Clicks, StepOutput, TrainingStep, random_error_click
 
 ADAPTIVE_ROUNDS = 6  # the first with the prompts of the sample, each other one with a click more
 GRADED_ROUNDS = 3  # have a gradient: the first, and others at random; the rest leads to them
@@ -17,7 +18,7 @@ CENTRE_SHARE = 0.7  # of the clicks are the evaluator's, the others random error
 IOU_WEIGHT = 0.1  # of the error of the predicted IoU in the loss
 
 
-class AdaptiveStep(PublishedStep):
+class AdaptiveStep(TrainingStep):
     """Encode once, then rounds in which a click on an error joins all prompts before it.
 
     As in inference, the mask prompt is the prediction before, made binary: no gradient flows from
@@ -25,40 +26,40 @@ class AdaptiveStep(PublishedStep):
     is that of Sofiiuk et al., RITM, arXiv:2102.06583).
     """
 
-    def forward(  # type: ignore[override]
-        self,
-        image: Tensor,
-        truth: Tensor,
-        draws: Tensor,
-        points: Tensor,
-        labels: Tensor,
-        mask: Tensor,
-        graded: Collection[int],
-    ) -> StepOutput:
+    def forward(self, batch: Batch, rng: np.random.Generator) -> StepOutput:
+        """As TrainingStep.
+
+        `batch.draws` (B, 2 * ADAPTIVE_ROUNDS) decide, for each round, the rule of the click and the
+        voxel.
+        """
+        return self.play(batch, graded_rounds(rng))
+
+    def play(self, batch: Batch, graded: Collection[int]) -> StepOutput:
         """Predict, and correct for ADAPTIVE_ROUNDS - 1 rounds.
 
+        Where a mask to begin with is not empty, the first round has a click, too.
+
         Args:
-            image: (B, 1, S, S, S) normalised ROIs.
-            truth: The same, bool.
-            draws: (B, 2 * ADAPTIVE_ROUNDS) in [0, 1): the rule and the voxel of each click.
-            points: (B, N, 3) and
-            labels: (B, N), what the user says at first.
-            mask: (B, 1, M, M, M) of 0 and 1. Where one is not empty, it is a prediction that is to
-                be corrected, and the first round has a click, too.
+            batch: As for `forward`; it has a start.
             graded: Rounds that have a gradient; with the first one, as autocast holds weights as
                 they were cast first.
         """
-        model = self.model
-        embedding = model.encode(image)
+        assert batch.start is not None
+        model, truth = self.model, batch.truth
+        points, labels, mask = batch.start
+        embedding = model.encode(batch.image)
         target = truth.float()
         is_begun = mask.flatten(1).any(dim=1)
-        logits = F.interpolate(mask, size=image.shape[-1]) - 0.5
+        logits = F.interpolate(mask, size=batch.image.shape[-1]) - 0.5
+        rules, draws = batch.draws[:, 0::2], batch.draws[:, 1::2]
+        is_centred = (rules < CENTRE_SHARE).cpu().numpy()
+        host_truth = truth[:, 0].cpu().numpy()
         losses, made = [], []
         for i in range(ADAPTIVE_ROUNDS):
             if i > 0 or is_begun.any():
-                point, label = error_clicks(
-                    logits > MASK_THRESHOLD, truth, draws[:, 2 * i], draws[:, 2 * i + 1]
-                )
+                centred = {j: host_truth[j] for j in np.flatnonzero(is_centred[:, i]).tolist()}
+                pred = logits > MASK_THRESHOLD
+                point, label = error_clicks(pred, truth, draws[:, i], centred)
                 if i == 0:
                     label = torch.where(is_begun[:, None], label, -1)
                 made.append((point, label))
@@ -75,35 +76,35 @@ class AdaptiveStep(PublishedStep):
         return StepOutput(total.sum(), total.detach(), logits, clicks)
 
 
-def graded_rounds(seed: int, epoch: int, step: int) -> set[int]:
+def graded_rounds(rng: np.random.Generator) -> set[int]:
     """The rounds of a step that have a gradient."""
-    rng = np.random.default_rng((seed, epoch, step))
     return {0, *(1 + rng.choice(ADAPTIVE_ROUNDS - 1, GRADED_ROUNDS - 1, replace=False)).tolist()}
 
 
 def iou_of(logits: Tensor, truth: Tensor) -> Tensor:
-    """Of masks (B, 1, S, S, S), the second bool and not empty -> (B, 1)."""
+    """IoU of logits (B, 1, S, S, S) and a truth of that shape, bool and not empty -> (B, 1)."""
     pred, true = (logits > MASK_THRESHOLD).flatten(1), truth.flatten(1)
     return ((pred & true).sum(dim=1) / (pred | true).sum(dim=1))[:, None]
 
 
 def error_clicks(
-    pred: Tensor, truth: Tensor, rules: Tensor, draws: Tensor
+    pred: Tensor, truth: Tensor, draws: Tensor, centred: Mapping[int, np.ndarray]
 ) -> tuple[Tensor, Tensor]:
     """A click on an error of each sample: in the middle of the largest one, or on a random voxel.
 
     Args:
         pred: (B, 1, S, S, S) bool.
-        truth: The same.
-        rules: (B,) in [0, 1), decides which of the two.
-        draws: (B,) in [0, 1), decides which voxel.
+        truth: (B, 1, S, S, S) bool.
+        draws: (B,) in [0, 1), decides which random voxel.
+        centred: The samples that get the evaluator's click, with their truth, (S, S, S) bool, in
+            the memory of the CPU.
 
     Returns:
         Points (B, 1, 3) float in (z, y, x) and labels (B, 1); a random voxel where all are right.
     """
     points, labels = random_error_click(pred, truth, draws)
-    for i in np.flatnonzero((rules < CENTRE_SHARE).cpu().numpy()):
-        click = largest_error_click(truth[i, 0].cpu().numpy(), pred[i, 0].cpu().numpy())
+    for i, truth_i in centred.items():
+        click = largest_error_click(truth_i, pred[i, 0].cpu().numpy())
         if click is not None:
             points[i, 0] = torch.tensor(click.point, dtype=points.dtype)
             labels[i, 0] = int(click.is_foreground)

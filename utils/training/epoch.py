@@ -4,8 +4,9 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,19 +19,29 @@ from tqdm import tqdm
 from segment_anything.predictor3D import autocast
 from utils.formats.prepared import PreparedCase
 from utils.runtime.distributed import Processes
-from utils.training.adaptive_step import graded_rounds
-from utils.training.dataset import Batch, EpochSampler, round_without_point
-from utils.training.published_step import StepOutput, dice
+from utils.runtime.memory import peak_gb
+from utils.training.batch import Batch
+from utils.training.dataset import EpochSampler
 from utils.training.state import Progress, TrainState
+from utils.training.step import StepOutput, dice
+from utils.training.streams import Stream, stream
 
 
 class TrainingError(RuntimeError):
     """The run can't go on; the message says why."""
 
 
+class Stopped(Exception):
+    """A signal asked to stop; all processes raise it together."""
+
+
 @dataclass
 class Stop:
-    """A signal handler that asks to finish the step, save and exit."""
+    """A signal handler that asks to finish the step, save and exit.
+
+    Attributes:
+        number: Of the last signal, 0 before one came.
+    """
 
     number: int = 0
 
@@ -58,15 +69,13 @@ class BadFiles:
                 print(f"SKIPPED {path}: {message}", file=sys.stderr, flush=True)
         self.messages |= messages
 
-    @property
-    def are_too_many(self) -> bool:
-        return len(self.messages) > self.max_share * self.total
-
-    def error(self) -> TrainingError:
-        return TrainingError(
-            f"{len(self.messages)} of {self.total} training files can't be used, more than a share "
-            f"of {self.max_share:g}"
-        )
+    def check(self) -> None:
+        """Raises TrainingError if they are too many."""
+        if len(self.messages) > self.max_share * self.total:
+            raise TrainingError(
+                f"{len(self.messages)} of {self.total} training files can't be used, more than a "
+                f"share of {self.max_share:g}"
+            )
 
 
 def agree_on_data(cases: Sequence[PreparedCase], progress: Progress, processes: Processes) -> None:
@@ -92,24 +101,23 @@ def agree_on_data(cases: Sequence[PreparedCase], progress: Progress, processes: 
 
 
 @dataclass(frozen=True)
-class Loop:
+class Run:
     """What stays the same while training.
 
     Attributes:
-        step: A PublishedStep or an AdaptiveStep, wrapped in DistributedDataParallel where there are
-            several processes.
-        batches: Makes the batches, on the device, in the order of `sampler`.
-        sampler: Of this process.
+        step: A TrainingStep, wrapped in DistributedDataParallel where there are several processes.
+        loader: Makes the batches, in the order of `sampler`.
+        sampler: That of this process.
         processes: This one and its peers.
         accumulation_steps: Batches per optimizer step; the last one of an epoch may have fewer.
-        seed: Of the round without a point, or of those with a gradient.
+        seed: For what the samples of a step have in common.
         precision: One of PRECISIONS.
-        bad_files: Seen so far.
-        stop: Whether to.
+        bad_files: Those seen so far.
+        stop: Knows whether a signal came.
     """
 
     step: nn.Module
-    batches: Callable[[], Generator[Batch, None, None]]
+    loader: Iterable[Batch]
     sampler: EpochSampler
     processes: Processes
     accumulation_steps: int
@@ -119,34 +127,37 @@ class Loop:
     stop: Stop
 
 
-def train_epoch(loop: Loop, state: TrainState) -> bool:
-    """Train on the rest of an epoch.
+def train_one_epoch(run: Run, state: TrainState) -> dict[str, float]:
+    """Train on what is left of an epoch, which may be nothing.
 
     Returns:
-        False if a signal stopped it: `state` is that after the last optimizer step.
+        For its row of the log: mean loss and Dice of the whole epoch, learning rate, and the cost
+        of the part that was trained here.
 
     Raises:
-        TrainingError: A loss is not finite, or too many files are bad.
+        Stopped: A signal came. `state` is that after the last optimizer step.
+        TrainingError: A loss or a gradient is not finite, or too many files are bad.
     """
-    progress, sampler = state.progress, loop.sampler
-    sampler.epoch, sampler.first = progress.epoch, progress.step
-    is_shown = loop.processes.rank == 0 and sys.stderr.isatty()
+    progress, sampler, processes = state.progress, run.sampler, run.processes
+    start, first = time.perf_counter(), progress.step
+    sampler.epoch, sampler.first = progress.epoch, first
     bar = tqdm(
         desc=f"epoch {progress.epoch}",
-        initial=progress.step,
+        initial=first,
         total=len(sampler),
         unit="batch",
-        disable=not is_shown,
+        disable=processes.rank > 0 or not sys.stderr.isatty(),
     )
     sums = np.zeros(2)  # of loss and Dice since the last optimizer step
     names: tuple[str, ...] = ()  # of the cases since then
-    with bar, closing(loop.batches()) as batches:
-        for index, batch in enumerate(batches, progress.step):
-            begin = index - index % loop.accumulation_steps
-            window = min(loop.accumulation_steps, len(sampler) - begin)
+    with bar:
+        for index, batch in enumerate(run.loader, first):
+            batch = batch.to(processes.device)
+            begin = index - index % run.accumulation_steps
+            window = min(run.accumulation_steps, len(sampler) - begin)
             is_last = index == begin + window - 1
-            output = _train_step(loop, state, batch, index, window, is_last)
-            means, is_stopped = _compare(loop, state, batch, output)
+            output = _forward_backward(run, state, batch, index, window, is_last)
+            means, is_stopped = _compare(run, state, batch, output)
             sums += means
             bar.set_postfix(loss=f"{means[0]:.3f}", refresh=False)
             bar.update()
@@ -162,28 +173,51 @@ def train_epoch(loop: Loop, state: TrainState) -> bool:
                 sums[:], names = 0, ()
             if is_stopped:
                 state.optimizer.zero_grad()  # what the window has so far is computed again
-                return False
-    return True
+                raise Stopped
+    seconds = time.perf_counter() - start
+    samples = (len(sampler) - first) * sampler.batch_size * processes.count
+    return {
+        "loss": progress.loss_sum / len(sampler),
+        "dice": progress.dice_sum / len(sampler),
+        "lr": float(state.scheduler.get_last_lr()[0]),
+        "seconds": round(seconds, 1),
+        "samples_per_second": round(samples / seconds, 3),
+        "peak_gb": round(peak_gb(processes.device.type), 2),
+    }
+
+
+def _forward_backward(
+    run: Run, state: TrainState, batch: Batch, index: int, window: int, is_last: bool
+) -> StepOutput:
+    """Add the gradients of the batch `index` of an epoch, one of `window` batches."""
+    rng = stream(Stream.ROUNDS, run.seed, state.progress.epoch, index)
+    synchronised: AbstractContextManager = nullcontext()
+    if isinstance(run.step, DistributedDataParallel) and not is_last:
+        synchronised = run.step.no_sync()
+    with synchronised:
+        with autocast(run.processes.device, run.precision):
+            output = run.step(batch, rng)
+        state.scaler.scale(output.loss / window).backward()
+    return output
 
 
 def _compare(
-    loop: Loop, state: TrainState, batch: Batch, output: StepOutput
+    run: Run, state: TrainState, batch: Batch, output: StepOutput
 ) -> tuple[tuple[float, float], bool]:
     """Mean loss and Dice of the processes, and whether one of them is to stop.
 
     Raises:
         TrainingError: In all of them alike.
     """
-    processes = loop.processes
+    processes = run.processes
     loss = output.loss.item()
-    flags = (not math.isfinite(loss), len(batch.failures) > 0, loop.stop.number != 0)
+    flags = (not math.isfinite(loss), len(batch.failures) > 0, run.stop.number != 0)
     values = [loss, dice(output.logits, batch.truth).mean().item(), *map(float, flags)]
     loss_sum, dice_sum, is_bad, has_failures, is_stopped = processes.sum(values)
     if has_failures:
         for failures in processes.gather(batch.failures):
-            loop.bad_files.add(failures, processes.rank == 0)
-    if loop.bad_files.are_too_many:
-        raise loop.bad_files.error()
+            run.bad_files.add(failures, processes.rank == 0)
+        run.bad_files.check()
     if is_bad:
         names = [name for names in processes.gather(batch.names) for name in names]
         raise TrainingError(
@@ -194,10 +228,12 @@ def _compare(
 
 
 def _check_gradients(state: TrainState, names: tuple[str, ...]) -> None:
-    """Before they reach the weights, and these the last good checkpoint; a scaler skips such steps.
+    """Keep what is not finite from the weights, and these from the last good checkpoint.
+
+    A scaler skips such steps itself.
 
     Raises:
-        TrainingError: They are not finite, alike in all processes.
+        TrainingError: The gradients are not finite, alike in all processes.
     """
     if state.scaler.is_enabled():
         return
@@ -207,21 +243,3 @@ def _check_gradients(state: TrainState, names: tuple[str, ...]) -> None:
             f"the gradient is not finite in epoch {state.progress.epoch}, after the cases "
             f"{', '.join(names)}"
         )
-
-
-def _train_step(
-    loop: Loop, state: TrainState, batch: Batch, index: int, window: int, is_last: bool
-) -> StepOutput:
-    """Forward and backward of the batch `index` of an epoch, one of `window` batches."""
-    at = (loop.seed, state.progress.epoch, index)
-    how: tuple[Any, ...] = (round_without_point(*at),)
-    if batch.start:
-        how = (*batch.start, graded_rounds(*at))
-    synchronised: AbstractContextManager = nullcontext()
-    if isinstance(loop.step, DistributedDataParallel) and not is_last:
-        synchronised = loop.step.no_sync()
-    with synchronised:
-        with autocast(loop.processes.device, loop.precision):
-            output = loop.step(batch.image, batch.truth, batch.draws, *how)
-        state.scaler.scale(output.loss / window).backward()
-    return output

@@ -2,11 +2,25 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+from utils.data_paths import img_datas
 from utils.options import int_from
 from utils.training.optimizer import OPTIMIZERS, SCHEDULERS
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def path_if_any(text: str) -> Path | None:
+    """None for an empty text, which as a path would be the current folder."""
+    return Path(text) if text else None
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The options as plain values, with the folders of the data."""
+    folders = args.data or [ROOT / folder for folder in img_datas]
+    options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    return options | {"data": [str(folder) for folder in folders]}
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +39,11 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--gpu_ids", type=int, nargs="+", help="GPUs to use; default: all")
 
     model = parser.add_argument_group("network")
-    model.add_argument("--checkpoint", type=Path, help="weights to begin with; default: random")
+    model.add_argument(
+        "--checkpoint",
+        type=path_if_any,
+        help='weights to begin with; default, and "": random ones',
+    )
     model.add_argument(
         "--model_type", help="of the registry; default: the checkpoint's, or vit_b_ori"
     )

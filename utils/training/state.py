@@ -32,12 +32,13 @@ class Progress:
     """How far a run has come; saved under these names.
 
     Attributes:
-        epoch: Epochs done.
+        epoch: Epochs done, validation included.
         cases: Identifies the training cases, whose order an epoch follows.
-        step: Batches done in the epoch begun, up to the last optimizer step.
-        loss_sum: Of these batches.
-        dice_sum: Of these batches.
-        losses: Mean of each epoch.
+        step: Batches done in the epoch begun, up to the last optimizer step; all of them where
+            only its validation is left.
+        loss_sum: Sum of the losses of these batches.
+        dice_sum: Sum of their Dice.
+        losses: Mean loss of each epoch.
         dices: Mean over each epoch of the Dice after the last round.
         best_loss: Least of the losses.
         best_dice: Highest Dice of the cases for validation, or, without them, of the dices.
@@ -58,7 +59,7 @@ class Progress:
 
 @dataclass
 class TrainState:
-    """All that an optimizer step changes, the network's description, and how it is to be used."""
+    """All that training changes, the network's description, and how it is to be used."""
 
     model: Sam3D
     model_type: str
@@ -77,10 +78,10 @@ def build_network(
     img_size: int | None = None,
     allow_partial_weight: bool = False,
 ) -> tuple[Sam3D, str, dict[str, Any], list[str]]:
-    """A network to be trained, from a checkpoint or, without one, at random.
+    """Build a network to be trained.
 
     Args:
-        checkpoint: Its weights are copied.
+        checkpoint: Its weights are copied; None: they are random.
         model_type: Of the registry; None: the checkpoint's, or vit_b_ori.
         img_size: Voxels along the ROI's sides; None: as the checkpoint or the registry says.
         allow_partial_weight: Leave tensors that do not fit as they are initialised.
@@ -118,6 +119,8 @@ def build_network(
 def save_state(path: Path, state: TrainState, options: Mapping[str, Any]) -> None:
     """Write a checkpoint with the keys of the original, tensors and plain values only.
 
+    `lr_scheduler_state_dict` is there for the original's code; `resume` does without.
+
     Args:
         path: Replaced as a whole, or not at all.
         state: What to save.
@@ -141,13 +144,13 @@ def save_state(path: Path, state: TrainState, options: Mapping[str, Any]) -> Non
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What `save_state`, or the original, wrote; tensors on the CPU.
+    """Read what `save_state`, or the original, wrote; tensors on the CPU.
 
     Raises:
         CheckpointError: It is not a whole checkpoint of a training run, or holds code.
     """
     content = read_plain(path, mmap=False)  # its tensors are trained on
-    needed = ("model_state_dict", "optimizer_state_dict", "lr_scheduler_state_dict", "epoch")
+    needed = ("model_state_dict", "optimizer_state_dict", "epoch")
     if missing := [key for key in needed if key not in content]:
         raise CheckpointError(f"{path}: can't be resumed: expected {', '.join(missing)}, got none")
     if lacks_box_embeddings(content["model_state_dict"]):
@@ -156,6 +159,56 @@ def read_state(path: Path) -> dict[str, Any]:
             f"another one from it with --checkpoint"
         )
     return content
+
+
+def saved_checkpoint(path: Path, content: Mapping[str, Any], model_type: str) -> Checkpoint:
+    """The weights that `read_state` found at a path; the original names no `model_type`."""
+    return Checkpoint(
+        path,
+        content["model_state_dict"],
+        content.get("model_type", model_type),
+        dict(content.get("model_args", {})),
+        policy_args=dict(content.get("policy_args", {})),
+    )
+
+
+def check_resumed(
+    content: Mapping[str, Any], options: Mapping[str, Any], model_type: str, img_size: int
+) -> None:
+    """Make sure that a run goes on as what it was.
+
+    Args:
+        content: What `read_state` returned. The options in a file of the original say nothing.
+        options: Those of now, with the number of processes.
+        model_type: Of the network in `content`.
+        img_size: Of the network in `content`.
+
+    Raises:
+        ValueError: The options are those of another recipe, optimizer or network, or `content`
+            lies within an epoch and they are those of another one.
+    """
+    saved = content.get("args")
+    if isinstance(saved, dict):
+        saved = {"recipe": "published", "optimizer": "adamw", "synthetic": 0} | saved
+        for key in ("recipe", "optimizer"):
+            if saved[key] != options[key]:
+                raise ValueError(
+                    f"--resume: the run is of --{key} {saved[key]}, got {options[key]}"
+                )
+    named = options["model_type"], options["img_size"]
+    if named[0] not in (None, model_type) or named[1] not in (None, img_size):
+        raise ValueError(
+            f"--resume: the run is of {model_type} with --img_size {img_size}, got {named[0]} with "
+            f"{named[1]}"
+        )
+    if not isinstance(saved, dict) or not content.get("step"):
+        return
+    for key in ("batch_size", "accumulation_steps", "seed", "processes", "min_voxels", "synthetic"):
+        if saved[key] != options[key]:
+            raise ValueError(
+                f"--resume: the checkpoint lies within an epoch of {key} {saved[key]}, expected "
+                f"the same, got {options[key]}"
+            )
 
 
 def resume(state: TrainState, content: Mapping[str, Any]) -> None:
@@ -186,10 +239,11 @@ def resume(state: TrainState, content: Mapping[str, Any]) -> None:
 
 
 def read_weights(path: Path) -> Checkpoint:
-    """As `read_checkpoint`, with a message that says how to get the published weights.
+    """Read a checkpoint to begin with, or say how to get the published weights.
 
     Raises:
-        FileNotFoundError, CheckpointError.
+        FileNotFoundError: It is not there.
+        CheckpointError: It can't be used.
     """
     if not path.is_file():
         raise FileNotFoundError(
