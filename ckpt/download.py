@@ -1,5 +1,7 @@
 """Fetch a published SAM-Med3D checkpoint (402 MB) from Hugging Face into this folder.
 
+    python ckpt/download.py sam_med3d_turbo_cvpr_coreset
+
 An interrupted download goes on where it stopped; a file appears under its name only when it is
 complete and its sha256 is right. A mirror can be named in the variable HF_ENDPOINT.
 """
@@ -14,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.inference.published import PUBLISHED, REPO_ID  # noqa: E402
+from utils.inference.published import FORMER_NAMES, PUBLISHED, REPO_ID  # noqa: E402
 
 
 class DownloadError(RuntimeError):
@@ -78,10 +80,13 @@ def download(name: str, folder: Path) -> Path:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
-    names = [name.removesuffix(".pth") for name in PUBLISHED]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = ", ".join(name.removesuffix(".pth") for name in PUBLISHED)
+    former = ", ".join(name.removesuffix(".pth") for name in FORMER_NAMES)
     parser.add_argument(
-        "name", help=f"one of: {', '.join(names)}", type=lambda text: text.removesuffix(".pth")
+        "name", help=f"one of: {names}; or a former name: {former}; with or without .pth"
     )
     parser.add_argument(
         "--folder", type=Path, default=ROOT / "ckpt", help="where to put it; default: ckpt/"
@@ -90,10 +95,13 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int:
-    name = f"{args.name}.pth"
+    given = f"{args.name.removesuffix('.pth')}.pth"
+    name = FORMER_NAMES.get(given, given)
     if name not in PUBLISHED:
         print(f"expected one of {', '.join(PUBLISHED)}, got {name}", file=sys.stderr)
         return 2
+    if name != given:
+        print(f"{given} is published as {name} now, which is fetched", flush=True)
     try:
         args.folder.mkdir(parents=True, exist_ok=True)
         path = download(name, args.folder)

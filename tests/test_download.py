@@ -8,11 +8,11 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-import torch
+from huggingface_hub import constants
 
-from conftest import ROOT, TINY
-from utils.inference.checkpoint import BOX_EMBEDDINGS, build_model, read_checkpoint
-from utils.inference.published import PUBLISHED
+from ckpt import download
+from conftest import ROOT
+from utils.inference.published import FORMER_NAMES, PUBLISHED
 
 CONTENT = bytes(range(256)) * 4000
 NAME = "sam_med3d_turbo_cvpr_alldata"  # no published hash: only the server's
@@ -57,105 +57,114 @@ class Hub(BaseHTTPRequestHandler):
 def hub():
     handler = type("Handler", (Hub,), {"requests": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     handler.endpoint = f"http://127.0.0.1:{server.server_port}"
     yield handler
     server.shutdown()
     server.server_close()
 
 
-def fetch(folder, endpoint: str, name: str = NAME):
-    environment = os.environ | {"HF_ENDPOINT": endpoint, "NO_PROXY": "127.0.0.1"}
-    return subprocess.run(
-        [sys.executable, ROOT / "ckpt" / "download.py", name, "--folder", folder],
-        env=environment,
+@pytest.fixture
+def fetch(monkeypatch, capsys):
+    """Runs ckpt/download.py with HF_ENDPOINT -> (status, stdout, stderr)."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    def call(folder, endpoint: str, name: str = NAME) -> tuple[int, str, str]:
+        # What huggingface_hub makes of HF_ENDPOINT when it is imported.
+        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        options = [name, "--folder", str(folder)]
+        status = download.main(download.get_args_parser().parse_args(options))
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_a_file_is_fetched_whole_and_once(hub, fetch, tmp_path):
+    """From the mirror that HF_ENDPOINT names."""
+    result = subprocess.run(
+        [sys.executable, ROOT / "ckpt" / "download.py", NAME, "--folder", tmp_path / "new"],
+        env=os.environ | {"HF_ENDPOINT": hub.endpoint, "NO_PROXY": "127.0.0.1"},
         capture_output=True,
         text=True,
     )
-
-
-def test_a_file_is_fetched_whole_and_once(hub, tmp_path):
-    result = fetch(tmp_path / "new", hub.endpoint)
-    assert result.returncode == 0, result.stderr
-    assert os.listdir(tmp_path / "new") == [f"{NAME}.pth"]
-    assert (tmp_path / "new" / f"{NAME}.pth").read_bytes() == CONTENT
+    path = tmp_path / "new" / f"{NAME}.pth"
+    assert (result.returncode, result.stdout) == (0, f"{path}: 1 MB\n"), result.stderr
+    assert os.listdir(tmp_path / "new") == [f"{NAME}.pth"] and path.read_bytes() == CONTENT
     count = len(hub.requests)
-    assert fetch(tmp_path / "new", hub.endpoint, f"{NAME}.pth").returncode == 0
+    assert fetch(tmp_path / "new", hub.endpoint, f"{NAME}.pth")[0] == 0
     assert len(hub.requests) == count
 
 
-def test_an_interrupted_download_goes_on_where_it_stopped(hub, tmp_path):
+def test_an_interrupted_download_goes_on_where_it_stopped(hub, fetch, tmp_path):
     part = tmp_path / f".{NAME}.pth.{hub.etag}.part"
     part.write_bytes(CONTENT[:300_000])
-    assert fetch(tmp_path, hub.endpoint).returncode == 0
+    assert fetch(tmp_path, hub.endpoint)[0] == 0
     assert hub.requests[-1][2] == "bytes=300000-"
     assert (tmp_path / f"{NAME}.pth").read_bytes() == CONTENT
     assert os.listdir(tmp_path) == [f"{NAME}.pth"]
 
 
-def test_a_dropped_connection_is_taken_up_again(hub, tmp_path):
+def test_a_dropped_connection_is_taken_up_again(hub, fetch, tmp_path):
     hub.content = CONTENT * 24
     hub.etag = hashlib.sha256(hub.content).hexdigest()
     hub.stop_after = 11 * 2**20  # huggingface_hub writes pieces of 10 MiB
-    result = fetch(tmp_path, hub.endpoint)
-    assert result.returncode == 0, result.stderr
+    status, _, err = fetch(tmp_path, hub.endpoint)
+    assert status == 0, err
     assert (tmp_path / f"{NAME}.pth").read_bytes() == hub.content
     resumed = [wanted for _, _, wanted in hub.requests if wanted]
     assert resumed == [f"bytes={10 * 2**20}-", f"bytes={20 * 2**20}-"]
 
 
-def test_another_content_is_refused(hub, tmp_path):
-    hub.content = CONTENT[:-1] + b"x"
-    result = fetch(tmp_path, hub.endpoint)
-    assert result.returncode == 1 and f"expected sha256 {hub.etag}, got" in result.stderr
-    assert os.listdir(tmp_path) == []
-
-
-def test_the_published_hash_counts_too(hub, tmp_path):
+@pytest.mark.parametrize("ending", ["", ".pth"])
+def test_the_name_of_the_tutorial_fetches_the_file_that_was_renamed(
+    ending, hub, fetch, tmp_path, monkeypatch
+):
     hub.name = "sam_med3d_turbo_cvpr_coreset"
-    result = fetch(tmp_path, hub.endpoint, hub.name)
-    assert result.returncode == 1 and "expected sha256" in result.stderr
-    assert PUBLISHED[f"{hub.name}.pth"] in result.stderr
+    monkeypatch.setitem(PUBLISHED, f"{hub.name}.pth", hub.etag)
+    status, out, err = fetch(tmp_path, hub.endpoint, f"sam_med3d_turbo_bbox_cvpr{ending}")
+    assert status == 0, err
+    assert out.splitlines() == [
+        "sam_med3d_turbo_bbox_cvpr.pth is published as sam_med3d_turbo_cvpr_coreset.pth now, "
+        "which is fetched",
+        f"{tmp_path / hub.name}.pth: 1 MB",
+    ]
+    assert os.listdir(tmp_path) == [f"{hub.name}.pth"]
+
+
+def test_former_names_are_of_published_files():
+    assert set(FORMER_NAMES.values()) <= set(PUBLISHED) and not set(FORMER_NAMES) & set(PUBLISHED)
+
+
+def test_another_content_is_refused(hub, fetch, tmp_path):
+    hub.content = CONTENT[:-1] + b"x"
+    status, _, err = fetch(tmp_path, hub.endpoint)
+    assert status == 1 and f"expected sha256 {hub.etag}, got" in err
     assert os.listdir(tmp_path) == []
 
 
-def test_a_file_the_server_lacks(hub, tmp_path):
-    result = fetch(tmp_path, hub.endpoint, "sam_med3d_turbo")
-    assert result.returncode == 1
-    assert result.stderr.startswith("sam_med3d_turbo.pth: the server refused it: ")
-    assert "404 Not Found" in result.stderr
+def test_the_published_hash_counts_too(hub, fetch, tmp_path):
+    hub.name = "sam_med3d_turbo_cvpr_coreset"
+    status, _, err = fetch(tmp_path, hub.endpoint, hub.name)
+    assert status == 1 and "expected sha256" in err
+    assert PUBLISHED[f"{hub.name}.pth"] in err
     assert os.listdir(tmp_path) == []
 
 
-def test_offline(tmp_path):
-    result = fetch(tmp_path, "http://127.0.0.1:9")
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert f"{NAME}.pth: can't reach http://127.0.0.1:9/" in result.stderr
-    assert "set HF_ENDPOINT to a mirror" in result.stderr
+def test_a_file_the_server_lacks(hub, fetch, tmp_path):
+    status, _, err = fetch(tmp_path, hub.endpoint, "sam_med3d_turbo")
+    assert status == 1 and err.startswith("sam_med3d_turbo.pth: the server refused it: ")
+    assert "404 Not Found" in err
+    assert os.listdir(tmp_path) == []
 
 
-def test_an_unknown_name_lists_the_known(tmp_path):
-    result = fetch(tmp_path, "http://127.0.0.1:9", "other")
-    assert result.returncode == 2
-    assert "expected one of sam_med3d_turbo_cvpr_alldata.pth, " in result.stderr
+def test_offline(fetch, tmp_path):
+    status, _, err = fetch(tmp_path, "http://127.0.0.1:9")
+    assert status == 1 and err.startswith(f"{NAME}.pth: can't reach http://127.0.0.1:9/")
+    assert "set HF_ENDPOINT to a mirror" in err
 
 
-def make_bbox_init(*paths):
-    command = [sys.executable, ROOT / "ckpt" / "make_bbox_init.py", *paths]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-def test_make_bbox_init(tmp_path, tiny_model, tiny_checkpoint):
-    weights = {k: v for k, v in tiny_model.state_dict().items() if k not in BOX_EMBEDDINGS}
-    old, new = tmp_path / "old.pth", tmp_path / "new.pth"
-    torch.save({"model_state_dict": weights, "model_args": TINY}, old)
-    assert make_bbox_init(old, new).returncode == 0
-    checkpoint = read_checkpoint(new)
-    assert checkpoint.notices == [] and set(BOX_EMBEDDINGS) < set(checkpoint.state_dict)
-    build_model(checkpoint)
-
-    result = make_bbox_init(old, new)
-    assert result.returncode == 1 and "exists, expected the name of a new file" in result.stderr
-    result = make_bbox_init(tiny_checkpoint, tmp_path / "other.pth")
-    assert result.returncode == 1 and "expected 2 point embeddings, got 4" in result.stderr
-    assert sorted(os.listdir(tmp_path)) == ["new.pth", "old.pth"]
+def test_an_unknown_name_lists_the_known(fetch, tmp_path):
+    status, _, err = fetch(tmp_path, "http://127.0.0.1:9", "other")
+    assert status == 2
+    assert err.startswith("expected one of sam_med3d_turbo_cvpr_alldata.pth, ")

@@ -100,9 +100,29 @@ def test_exported_weights_are_the_same_but_for_their_precision(tmp_path, tiny_hy
         torch.testing.assert_close(weights[key], value, rtol=1e-3, atol=1e-6)
 
 
+def test_a_checkpoint_from_before_boxes_is_exported_with_their_embeddings(
+    tmp_path, tiny_model, capsys
+):
+    weights = {k: v for k, v in tiny_model.state_dict().items() if k not in BOX_EMBEDDINGS}
+    old, new = tmp_path / "old.pth", tmp_path / "new.pth"
+    save(old, META | {"model_state_dict": weights, "optimizer_state_dict": {"lr": 1.0}})
+    assert export.main(export.get_args_parser().parse_args([str(old), str(new)])) == 0
+    assert "old.pth: 2 point embeddings (made before boxes)" in capsys.readouterr().out
+    checkpoint = read_checkpoint(new)
+    assert checkpoint.notices == [] and build_model(checkpoint)
+    assert checkpoint.state_dict.keys() == tiny_model.state_dict().keys()
+    for name, value in checkpoint.state_dict.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, weights.get(name, torch.zeros_like(value)))
+    assert "optimizer_state_dict" not in torch.load(new, weights_only=True)
+
+
 @pytest.mark.parametrize(
     "target, message",
-    [("old.safetensors", "exists"), ("new.pth", "expected the name of a .safetensors file")],
+    [
+        ("old.safetensors", "exists, expected the name of a new file"),
+        ("new.bin", "expected the name of a .safetensors or .pth file"),
+    ],
 )
 def test_what_can_not_be_exported(target, message, tmp_path, tiny_checkpoint, capsys):
     (tmp_path / "old.safetensors").write_bytes(b"mine")
@@ -110,6 +130,16 @@ def test_what_can_not_be_exported(target, message, tmp_path, tiny_checkpoint, ca
     assert export.main(export.get_args_parser().parse_args(options)) == 1
     assert message in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["old.safetensors"]
+
+
+def test_weights_beyond_float16_are_not_exported_as_such(tmp_path, tiny_model, capsys):
+    weights = {name: value.clone() for name, value in tiny_model.state_dict().items()}
+    weights["image_encoder.pos_embed"][0, 0, 0, 0, 0] = 1e5
+    source = save(tmp_path / "large.pth", META | {"model_state_dict": weights})
+    options = [str(source), str(tmp_path / "small.safetensors")]
+    assert export.main(export.get_args_parser().parse_args(options)) == 1
+    assert "large.pth: expected weights within float16's range" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["large.pth"]
 
 
 def test_two_embeddings_get_corners_at_zero_with_a_notice(tmp_path, tiny_model):

@@ -14,6 +14,9 @@ PUBLISHED: dict[str, str | None] = {
     "sam_med3d_turbo.pth": "899a46d04d3b70f723282ceb489149373558bf0aaba389a346f5ab57da5cdd3c",
 }
 
+# What files were called when they were first published, and in the baseline's own tutorial.
+FORMER_NAMES = {"sam_med3d_turbo_bbox_cvpr.pth": "sam_med3d_turbo_cvpr_coreset.pth"}
+
 # The one that comes with the repository; ckpt/README.md is its model card.
 SMALL = "sam_med3d_small.safetensors"
 SMALL_SHA256 = "7820887f9a04c2d17d7ef74e1d0d8b2770e3cec4546942a50b174c30138841ce"
@@ -23,7 +26,7 @@ SMALL_SHA256 = "7820887f9a04c2d17d7ef74e1d0d8b2770e3cec4546942a50b174c30138841ce
 CHECKPOINT_ORDER = (
     "sam_med3d_turbo_cvpr_alldata.pth",
     "sam_med3d_turbo_cvpr_coreset.pth",
-    "sam_med3d_turbo_bbox_cvpr.pth",  # the first name of cvpr_coreset
+    *FORMER_NAMES,
     "sam_med3d_turbo_bbox_init.pth",
     "sam_med3d_turbo.pth",
     SMALL,
