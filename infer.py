@@ -19,11 +19,15 @@ from utils.formats.scan_prompts import SCAN_ENDINGS, add_prompt_options, join_ne
 from utils.options import add_model_options
 from utils.runtime.memory import peak_gb
 
-# torch is imported where it is used, so that --help and messages about options come at once.
+# numpy and torch are imported where they are used, so that --help and messages about options come
+# at once.
 if TYPE_CHECKING:
     import numpy as np
 
-    from utils.inference.sources import Opened, Source
+    from utils.formats.case import Case
+    from utils.formats.scan import Scan
+    from utils.inference.method import Segmenter
+    from utils.inference.sources import Source
 
 ROOT = Path(__file__).resolve().parent
 
@@ -88,18 +92,46 @@ def prepare_outputs(folder: Path, sources: "list[Source]") -> None:
 
 
 def read_cases(
-    sources: "Iterable[Source]", outputs: Path
-) -> "Iterator[tuple[Source, Opened | Exception]]":
-    """Each case, or why it can't be read."""
+    sources: "Iterable[Source]",
+) -> "Iterator[tuple[Source, tuple[Case, Scan | None] | Exception]]":
+    """Each case, and the scan that it is made of, if it is; or why it can't be read."""
+    from utils.inference.sources import read_source
+
     for source in sources:
         try:
-            yield source, source.open(outputs)
+            yield source, read_source(source)
         except Exception as error:  # a case that fails does not stop the others
             yield source, error
 
 
+def segment_case(
+    case: "Case",
+    scan: "Scan | None",
+    segment: "Segmenter",
+    target: Path,
+    preview: Path | None,
+) -> "np.ndarray":
+    """Segment a case and write its labels, and a picture of them if a path is given for it.
+
+    Returns:
+        (D, H, W) uint8 labels on the grid of the case.
+    """
+    from utils.formats.case import write_case
+    from utils.formats.scan import FILE_AXES, write_labels
+    from utils.inference.preview import write_preview
+
+    seg = segment(case)
+    if scan is None:
+        write_case(target, seg)
+    else:
+        write_labels(target, seg, scan)
+    if preview is not None:
+        write_preview(preview, case, seg, FILE_AXES if scan is None else scan.axes)
+    return seg
+
+
 def not_found(seg: "np.ndarray", count: int) -> list[int]:
-    """The objects without a voxel in (D, H, W) labels."""
+    """The objects 1..count without a voxel in (D, H, W) labels."""
     import numpy as np
 
     is_found = np.zeros(256, bool)
@@ -109,9 +141,14 @@ def not_found(seg: "np.ndarray", count: int) -> list[int]:
 
 
 def peak_memory(device_type: str) -> str:
-    """Of this process so far, and of the GPU."""
+    """The most memory that this process has taken so far, and that of its GPU."""
     text = f"{peak_gb():.1f} GB"
     return f"{text}, GPU {peak_gb('cuda'):.1f} GB" if device_type == "cuda" else text
+
+
+def modified(path: Path) -> int | None:
+    """When a file was written, in ns; None if there is none."""
+    return path.stat().st_mtime_ns if path.is_file() else None
 
 
 def leave(number: int, frame: Any) -> None:
@@ -123,58 +160,56 @@ def main(args: argparse.Namespace) -> int:
 
     Of several processes the first one tells whether a case failed.
     """
-    from utils.inference.load import load_model
     from utils.inference.sources import find_sources
     from utils.runtime.distributed import Workers
 
     ending = f".{args.output_format}" if args.output_format else None
     try:
         sources = find_sources(args.inputs, args.objects, args.space, args.window, ending)
+        prepare_outputs(args.outputs, sources)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
+
     from prefetch_generator import BackgroundGenerator
     from tqdm import tqdm
 
+    from utils.formats.npz import CaseError
+    from utils.inference.load import load_model
+    from utils.runtime.workers import Workers
+
     workers = Workers()
     # Reading overlaps loading the model, and later computing the case before.
-    cases = BackgroundGenerator(read_cases(workers.share(sources), args.outputs), max_prefetch=1)
+    cases = BackgroundGenerator(read_cases(workers.share(sources)), max_prefetch=1)
     try:
-        prepare_outputs(args.outputs, sources)
         model, segment = load_model(args)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
 
-    from utils.formats.npz import CaseError
-    from utils.inference.preview import write_preview
-
     failed = []
     is_quiet = workers.count > 1 or not sys.stderr.isatty()
     bar = tqdm(cases, total=len(sources), unit="case", disable=is_quiet)
-    for source, opened in bar:
-        start, name = time.perf_counter(), source.path.name
-        stale: Path | None = args.outputs / source.output
+    for source, read in bar:
+        name, target = source.path.name, args.outputs / source.output
+        preview = args.outputs / f"{source.stem}.png" if args.preview else None
+        start, before = time.perf_counter(), modified(target)
         try:
-            if isinstance(opened, Exception):
-                raise opened
-            case = opened.case
-            seg = segment(case)
-            opened.write(seg)
-            stale = None
-            if args.preview:
-                write_preview(args.outputs / f"{source.stem}.png", case, seg, opened.axes)
+            if isinstance(read, Exception):
+                raise read
+            case, scan = read
+            seg = segment_case(case, scan, segment, target, preview)
         except Exception as error:  # a case that fails does not stop the others
             failed.append(name)
-            if not isinstance(error, CaseError):  # its message says all, and names the case
+            if not isinstance(error, CaseError | OSError):  # their messages say all
                 bar.write(traceback.format_exc(), file=sys.stderr, end="")
-            where = "" if isinstance(error, CaseError) else f"{name}: "
-            is_stale = stale is not None and stale.is_file()
-            note = f" ({source.output} in --outputs is of an earlier run)" if is_stale else ""
+            where = "" if isinstance(error, CaseError) else f"{name}: "  # which names the case
+            is_old = before is not None and modified(target) == before
+            note = f" ({source.output} in --outputs is of an earlier run)" if is_old else ""
             bar.write(f"FAILED {where}{error}{note}", file=sys.stderr)
             continue
-        if opened.notice:
-            bar.write(f"{name}: {opened.notice}")
+        if scan is not None and scan.notices:
+            bar.write(f"{name}: {'; '.join(scan.notices)}")
         if missing := not_found(seg, len(case.objects)):
             bar.write(f"{name}: nothing found of object {', '.join(map(str, missing))}")
         bar.write(
@@ -191,5 +226,6 @@ def main(args: argparse.Namespace) -> int:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, leave)  # what is half written goes, as with Ctrl-C
     for stream in (sys.stdout, sys.stderr):
-        cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")  # of file names
+        # File names may hold what the terminal's encoding does not.
+        cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
     sys.exit(main(get_args_parser().parse_args(join_negative(sys.argv[1:]))))

@@ -1,30 +1,39 @@
 """Killed, stopped, out of disk, twice at once, among bad files: nothing is lost or half written."""
 
 import os
-import random
 import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import infer
 from conftest import ROOT, SHAPE, case_arrays
 from scans import written
 from utils.formats.case import write_case
 
 KILLS = 50
-WRITE_FOREVER = """
-import sys, numpy as np
+# Writes one file after another in a child, which is killed at any moment.
+WRITE_AND_KILL = """
+import os, random, signal, sys, time
 from pathlib import Path
+import numpy as np
 from utils.formats.case import write_case
 segs = np.random.default_rng(0).integers(0, 256, (20, 128, 128), np.uint8)
-print("ready", flush=True)
-while True:
-    write_case(Path(sys.argv[1]), segs)
+moments = random.Random(0)
+for i in range(int(sys.argv[2])):
+    child = os.fork()
+    while child == 0:
+        write_case(Path(sys.argv[1]) / f"{i}.npz", segs)
+    time.sleep(moments.uniform(0, 0.1))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 """
 
 
@@ -36,21 +45,37 @@ def cases(folder: Path, count: int) -> Path:
     return folder
 
 
-def infer(inputs: Path, outputs: Path, checkpoint: Path, *options: str, **how) -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / "infer.py"), "--inputs", str(inputs)]
-    command += ["--outputs", str(outputs), "--checkpoint", str(checkpoint), "--device=cpu"]
+def arguments(inputs: Path, outputs: Path, checkpoint: Path, *options: str) -> list[str]:
+    own = ["--inputs", inputs, "--outputs", outputs, "--checkpoint", checkpoint, "--device=cpu"]
+    return [*map(str, own), *options]
+
+
+def run(*args) -> int:
+    """The status of infer.py in this process."""
+    return infer.main(infer.get_args_parser().parse_args(arguments(*args)))
+
+
+def start(*args, **how) -> subprocess.Popen:
+    """infer.py as a process of its own."""
+    command = [sys.executable, str(ROOT / "infer.py"), *arguments(*args)]
     return subprocess.Popen(
-        [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how
     )
 
 
 def segs_in(folder: Path) -> dict[str, np.ndarray]:
-    """Of all visible files; reading one that is not whole fails."""
+    """The labels in all visible files; reading one that is not whole fails."""
     found = {}
     for path in folder.glob("[!.]*"):
         with np.load(path) as file:
             found[path.name] = file["segs"]
     return found
+
+
+def check_same_segs(folder: Path, expected: Path) -> None:
+    found, wanted = segs_in(folder), segs_in(expected)
+    assert found.keys() == wanted.keys()
+    assert all((found[name] == wanted[name]).all() for name in wanted)
 
 
 def wait_for_outputs(folder: Path, count: int, process: subprocess.Popen) -> None:
@@ -60,17 +85,9 @@ def wait_for_outputs(folder: Path, count: int, process: subprocess.Popen) -> Non
 
 
 def test_a_kill_at_any_moment_leaves_an_output_whole_or_absent(tmp_path):
-    moments = random.Random(0)
-    for i in range(KILLS):
-        path = tmp_path / f"{i}.npz"
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITE_FOREVER, str(path)], cwd=ROOT, stdout=subprocess.PIPE
-        )
-        process.stdout.readline()
-        time.sleep(moments.uniform(0, 0.1))
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    command = [sys.executable, "-c", WRITE_AND_KILL, str(tmp_path), str(KILLS)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert list(tmp_path.glob(".*"))  # some were killed while they wrote
     found = segs_in(tmp_path)
     assert 0 < len(found) <= KILLS
     expected = np.random.default_rng(0).integers(0, 256, (20, 128, 128), np.uint8)
@@ -80,25 +97,21 @@ def test_a_kill_at_any_moment_leaves_an_output_whole_or_absent(tmp_path):
 
 def test_a_rerun_finishes_what_a_kill_has_left(tmp_path, tiny_checkpoint):
     inputs, outputs = cases(tmp_path / "inputs", 8), tmp_path / "outputs"
-    whole = infer(inputs, tmp_path / "whole", tiny_checkpoint)
-    assert whole.wait() == 0
-    process = infer(inputs, outputs, tiny_checkpoint)
+    assert run(inputs, tmp_path / "whole", tiny_checkpoint) == 0
+    process = start(inputs, outputs, tiny_checkpoint)
     outputs.mkdir(exist_ok=True)
     wait_for_outputs(outputs, 2, process)
     process.kill()
     process.wait()
     assert 2 <= len(segs_in(outputs)) < 8
-    assert infer(inputs, outputs, tiny_checkpoint).wait() == 0
-    expected = segs_in(tmp_path / "whole")
-    found = segs_in(outputs)
-    assert found.keys() == expected.keys()
-    assert all((found[name] == expected[name]).all() for name in expected)
+    assert run(inputs, outputs, tiny_checkpoint) == 0
+    check_same_segs(outputs, tmp_path / "whole")
 
 
 def test_sigterm_leaves_no_part_and_tells_by_its_status(tmp_path, tiny_checkpoint):
     inputs, outputs = cases(tmp_path / "inputs", 200), tmp_path / "outputs"
     outputs.mkdir()
-    process = infer(inputs, outputs, tiny_checkpoint)
+    process = start(inputs, outputs, tiny_checkpoint)
     wait_for_outputs(outputs, 2, process)
     process.terminate()
     assert process.wait(timeout=30) == 128 + signal.SIGTERM
@@ -108,38 +121,48 @@ def test_sigterm_leaves_no_part_and_tells_by_its_status(tmp_path, tiny_checkpoin
 
 def test_two_runs_on_the_same_folders(tmp_path, tiny_checkpoint):
     inputs = cases(tmp_path / "inputs", 6)
-    assert infer(inputs, tmp_path / "whole", tiny_checkpoint).wait() == 0
-    both = [infer(inputs, tmp_path / "outputs", tiny_checkpoint) for _ in range(2)]
+    assert run(inputs, tmp_path / "whole", tiny_checkpoint) == 0
+    both = [start(inputs, tmp_path / "outputs", tiny_checkpoint) for _ in range(2)]
     for process in both:
         assert process.wait() == 0, process.stderr.read()
-    found, expected = segs_in(tmp_path / "outputs"), segs_in(tmp_path / "whole")
-    assert found.keys() == expected.keys()
-    assert all((found[name] == expected[name]).all() for name in expected)
+    check_same_segs(tmp_path / "outputs", tmp_path / "whole")
     assert not list((tmp_path / "outputs").glob(".*"))
 
 
-def limit_files(size: int) -> None:
-    """As a disk that is full: no file may grow further."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+@contextmanager
+def limited_files(size: int) -> Iterator[None]:
+    """As on a full disk, no file of this process may grow beyond a size."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("name", ["case.npz", "scan.nii.gz", "scan.nrrd", "scan.nii"])
-def test_a_full_disk_fails_the_case_and_leaves_nothing(name, tmp_path, tiny_checkpoint):
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("case.npz", "[Errno 27] File too large: '{}'"),
+        ("scan.nii.gz", "{}: can't be written"),
+        ("scan.nrrd", "{}: can't be written"),
+        ("scan.nii", "{}: can't be written"),
+    ],
+)
+def test_a_full_disk_fails_the_case_and_leaves_nothing(
+    name, reason, tmp_path, tiny_checkpoint, capsys
+):
     options = []
     if name == "case.npz":
         np.savez_compressed(tmp_path / name, **case_arrays())
     else:
         written(tmp_path / name)
         options = ["--click=3,4,15,1"]
-    process = infer(
-        tmp_path / name,
-        tmp_path / "outputs",
-        tiny_checkpoint,
-        *options,
-        preexec_fn=lambda: limit_files(64),
-    )
-    _, err = process.communicate()
-    assert process.returncode == 1 and f"FAILED {name}: " in err
+    with limited_files(64):
+        status = run(tmp_path / name, tmp_path / "outputs", tiny_checkpoint, *options)
+    failed, summary = capsys.readouterr().err.splitlines()  # a line, without a traceback
+    assert status == 1 and summary == f"1 of 1 cases failed: {name}"
+    assert failed.startswith(f"FAILED {name}: {reason.format(tmp_path / 'outputs' / name)}")
     assert not list((tmp_path / "outputs").iterdir())
 
 
@@ -157,14 +180,12 @@ def test_outputs_on_a_read_only_mount(tmp_path, tiny_checkpoint):
     assert "can't be written: [Errno 30] Read-only file system" in result.stderr
 
 
-def test_a_corrupt_file_among_a_hundred(tmp_path, tiny_checkpoint):
+def test_a_corrupt_file_among_a_hundred(tmp_path, tiny_checkpoint, capsys):
     inputs, outputs = cases(tmp_path / "inputs", 100), tmp_path / "outputs"
     broken = inputs / "050.npz"
     broken.write_bytes(broken.read_bytes()[:-100])
-    process = infer(inputs, outputs, tiny_checkpoint)
-    _, err = process.communicate()
-    assert process.returncode == 1 and len(segs_in(outputs)) == 99
-    assert err.splitlines() == [
+    assert run(inputs, outputs, tiny_checkpoint) == 1 and len(segs_in(outputs)) == 99
+    assert capsys.readouterr().err.splitlines() == [
         "FAILED 050.npz: expected a whole .npz (zip) file, got: File is not a zip file",
         "1 of 100 cases failed: 050.npz",
     ]
@@ -182,7 +203,7 @@ def test_another_user_without_a_home_segments(tmp_path, tiny_checkpoint):
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
     how = {"user": 1000, "group": 1000, "env": environment}
     try:
-        process = infer(inputs, outputs, tiny_checkpoint, "--preview", **how)
+        process = start(inputs, outputs, tiny_checkpoint, "--preview", **how)
     except PermissionError:
         pytest.skip("needs an interpreter that other users may run")
     _, err = process.communicate()

@@ -91,7 +91,39 @@ def test_an_output_that_cannot_be_written_fails_its_case_alone(
     monkeypatch.setattr(os, "replace", fail_once)
     status, _, err = run()
     assert status == 1 and outputs(tmp_path) == ["b.npz"]
-    assert f"FAILED a.npz: [Errno {code}] {os.strerror(code)}" in err
+    target = tmp_path / "outputs" / "a.npz"
+    assert err.splitlines() == [
+        f"FAILED a.npz: [Errno {code}] {os.strerror(code)}: '{target}'",
+        "1 of 2 cases failed: a.npz",
+    ]
+
+
+def test_a_case_that_may_not_be_read_is_told_in_a_line(run, write_npz, tmp_path, monkeypatch):
+    path = write_npz()
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("utils.inference.sources.read_case", refuse)
+    status, _, err = run()
+    assert status == 1
+    assert err.splitlines()[0] == f"FAILED case.npz: [Errno 13] Permission denied: '{path}'"
+
+
+def test_an_error_that_nobody_expected_keeps_its_traceback(run, write_npz, tmp_path, monkeypatch):
+    write_npz("a.npz"), write_npz("b.npz")
+
+    def fail_on_a(model, case, **options):
+        if case.name == "a.npz":
+            raise RuntimeError("odd")
+        return predict_baseline(model, case, **options)
+
+    monkeypatch.setattr("utils.inference.method.predict_baseline", fail_on_a)
+    status, _, err = run()
+    assert status == 1 and outputs(tmp_path) == ["b.npz"]
+    first, *_, last, summary = err.splitlines()
+    assert first == "Traceback (most recent call last):" and "fail_on_a" in err
+    assert (last, summary) == ("FAILED a.npz: odd", "1 of 2 cases failed: a.npz")
 
 
 def test_an_outputs_folder_that_cannot_be_made(run, write_npz, tmp_path):
@@ -195,7 +227,8 @@ def test_medim_backend_refuses_other_sizes(run, write_npz):
 
 def test_help_comes_without_torch():
     """Start-up is most of the time of a round: nothing heavy is imported before it is needed."""
-    code = "import sys, infer; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    code = "import sys, infer; infer.get_args_parser().format_help(); "
+    code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
@@ -204,14 +237,6 @@ def predict_sh(cwd: Path, *options: str, script: Path = ROOT / "predict.sh", **v
     return subprocess.run(
         ["sh", script, *options], cwd=cwd, env=environment, capture_output=True, text=True
     )
-
-
-def test_predict_sh_from_another_folder(write_npz, tmp_path, tiny_checkpoint):
-    write_npz()
-    options = ["--inputs", "inputs", "--outputs", "out", "--checkpoint", str(tiny_checkpoint)]
-    result = predict_sh(tmp_path, *options)
-    assert result.returncode == 0, result.stderr
-    assert segs_of(tmp_path / "out" / "case.npz").shape == SHAPE
 
 
 def test_predict_sh_uses_its_own_inputs_and_outputs(write_npz, tmp_path, tiny_checkpoint):
@@ -229,17 +254,29 @@ def test_predict_sh_uses_its_own_inputs_and_outputs(write_npz, tmp_path, tiny_ch
 
 
 def fake_python(path: Path) -> Path:
-    """An interpreter without any module, that notes what it is asked and makes a fake .venv."""
+    """An interpreter that notes where it runs and what it is asked, and makes a fake .venv.
+
+    It has no module, unless there is a file $LOG.modules.
+    """
     path.write_text(
-        '#!/bin/sh\necho "$@" >>"$LOG"\n'
+        '#!/bin/sh\necho "$(pwd): $@" >>"$LOG"\n'
         'case "$1 $2" in\n'
         '"-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;\n'
-        '"-c "*) exit 1 ;;\n'
+        '"-c "*) [ -e "$LOG.modules" ] ;;\n'
         '"-m pip") [ ! -e "$LOG.offline" ] ;;\n'
         "esac\n"
     )
     path.chmod(0o755)
     return path
+
+
+def test_predict_sh_hands_its_options_on_and_stays_in_the_folder(tmp_path):
+    python, log = fake_python(tmp_path / "python"), tmp_path / "log"
+    (tmp_path / "log.modules").touch()
+    result = predict_sh(tmp_path, "--outputs", "my out", PYTHON=str(python), LOG=str(log))
+    assert result.returncode == 0, result.stderr
+    expected = f"{ROOT}/infer.py --inputs {ROOT}/inputs --outputs {ROOT}/outputs --outputs my out"
+    assert log.read_text().splitlines()[-1] == f"{tmp_path}: {expected}"
 
 
 def test_predict_sh_on_a_fresh_machine_installs_once(tmp_path):
@@ -302,6 +339,7 @@ def full_size_checkpoint(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_real_ultrasound_with_boxes(shared, run, tmp_path, full_size_checkpoint):
     source = shared / "data" / "val" / "US" / "US_Cardiac"
     status, out, err = run("--inputs", str(source), checkpoint=full_size_checkpoint)
@@ -325,7 +363,7 @@ def test_real_brain_with_clicks(shared, run, tmp_path, full_size_checkpoint):
     assert segs.shape == (70, 218, 182) and segs.any()
 
 
-@pytest.mark.parametrize("policy", ["baseline", "adaptive"])
+@pytest.mark.parametrize("policy", [pytest.param("baseline", marks=pytest.mark.slow), "adaptive"])
 def test_two_processes_share_the_cases(policy, run, write_npz, tmp_path, tiny_checkpoint):
     """Same outputs as one; a bad case stops neither, and the first process names it."""
     for i in range(5):

@@ -18,7 +18,10 @@ def atomic_path(path: Path, ending: str = "") -> Iterator[Path]:
 
     Args:
         path: The file to be.
-        ending: That the temporary name is to have, where the writer tells the format by it.
+        ending: End of the temporary name, where the writer tells the format by it.
+
+    Raises:
+        OSError: It can't be written, as on a full disk; the message names `path`.
     """
     temporary = _beside(path, ending)
     try:
@@ -26,14 +29,16 @@ def atomic_path(path: Path, ending: str = "") -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)) and error.errno:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """As `atomic_path`, but open."""
+    """An open file that becomes `path` when the block ends without an error, by `atomic_path`."""
     with atomic_path(path) as temporary, open(temporary, "xb") as file:
         yield file
 
@@ -52,5 +57,5 @@ def atomic_copy(source: Path, target: Path) -> None:
 
 
 def _beside(path: Path, ending: str = "") -> Path:
-    """A new name in the same folder; names have at most 255 bytes there."""
+    """A new name in the same folder; file systems allow it 255 bytes."""
     return path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.tmp{ending}")

@@ -247,9 +247,9 @@ def write_labels(path: Path, seg: np.ndarray, scan: Scan) -> None:
             written = sitk.ReadImage(str(temporary))  # not every writer tells of a full disk
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise OSError(f"can't be written: {reason}") from error
+            raise OSError(f"{path}: can't be written: {reason}") from error
         done, whole = (sitk.GetArrayViewFromImage(each) for each in (written, image))
         if not np.array_equal(done, whole):
-            raise OSError("can't be written whole; is the disk full?")
+            raise OSError(f"{path}: can't be written whole; is the disk full?")
         if not written.IsSameImageGeometryAs(image, GEOMETRY_TOLERANCE, GEOMETRY_TOLERANCE):
-            raise OSError(f"{ending_of(path)} can't hold its grid, {scan.grid}")
+            raise OSError(f"{path}: {ending_of(path)} can't hold its grid, {scan.grid}")

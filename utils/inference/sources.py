@@ -1,21 +1,12 @@
-"""What infer.py segments: .npz cases, image files and DICOM series, each read and written alike."""
+"""What infer.py segments: .npz cases, image files and DICOM series, found and read."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from utils.formats.case import Case, read_case, write_case
+from utils.formats.case import Case, read_case
 from utils.formats.image_header import is_dicom
 from utils.formats.npz import CaseError
-from utils.formats.scan import (
-    FILE_AXES,
-    Axis,
-    read_scan,
-    write_labels,
-)
+from utils.formats.scan import Scan, read_scan
 from utils.formats.scan_prompts import (
     SCAN_ENDINGS,
     RawObject,
@@ -31,32 +22,15 @@ EXPECTED = f".npz cases, images ({' '.join(SCAN_ENDINGS)}) or a DICOM series"
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A case that was read.
-
-    Attributes:
-        case: To be segmented.
-        write: Writes its (D, H, W) uint8 labels.
-        notice: What the user may want to know, or "".
-        axes: Of the file, along the axes of the case.
-    """
-
-    case: Case
-    write: Callable[[np.ndarray], None]
-    notice: str = ""
-    axes: tuple[Axis, Axis, Axis] = FILE_AXES
-
-
-@dataclass(frozen=True)
 class Source:
-    """A file, or a folder that holds a DICOM series.
+    """A case to segment: a file, or a folder that holds a DICOM series.
 
     Attributes:
-        path: Of it.
+        path: The file or folder.
         stem: Its name without the ending.
-        ending: Of the file for its labels.
-        prompts: Of a scan, from the command line; None: from the .json file beside it.
-        window: Of CT; None: as that file says.
+        ending: Ending of the file for its labels.
+        prompts: Prompts of a scan on the command line; None: they lie in the .json file beside it.
+        window: CT window on the command line; None: as that file says.
     """
 
     path: Path
@@ -74,33 +48,31 @@ class Source:
     def is_npz(self) -> bool:
         return self.ending == NPZ
 
-    def open(self, outputs: Path) -> Opened:
-        """Read it; its labels will go into the folder `outputs`.
 
-        Raises:
-            CaseError: It can't be used.
-            OSError: It can't be read.
-        """
-        target = outputs / self.output
-        if self.is_npz:
-            return Opened(read_case(self.path), partial(write_case, target))
-        beside = self.path.with_name(f"{stem_of(self.path)}.json")
-        notices = []
-        if self.prompts is not None:
-            prompts = self.prompts
-            if beside.is_file():
-                notices.append(f"{beside.name} is not read, as there are --box or --click")
-        elif beside.is_file():
-            prompts = read_prompts(beside)
-        else:
-            raise CaseError(
-                f"{self.path.name}: expected prompts in {beside.name} beside it, or as --box "
-                "and --click"
-            )
-        window = self.window or prompts.window
-        scan = read_scan(self.path, RawPrompts(prompts.objects, prompts.space, window))
-        notice = "; ".join([*notices, *scan.notices])
-        return Opened(scan.case, partial(write_labels, target, scan=scan), notice, scan.axes)
+def read_source(source: Source) -> tuple[Case, Scan | None]:
+    """Read a case, and the scan that it is made of; an .npz file has none.
+
+    Raises:
+        CaseError: It can't be used.
+        OSError: It can't be read.
+    """
+    if source.is_npz:
+        return read_case(source.path), None
+    beside = source.path.with_name(f"{stem_of(source.path)}.json")
+    notices = []
+    if source.prompts is not None:
+        prompts = source.prompts
+        if beside.is_file():
+            notices.append(f"{beside.name} is not read, as there are --box or --click")
+    elif beside.is_file():
+        prompts = read_prompts(beside)
+    else:
+        raise CaseError(
+            f"{source.path.name}: expected prompts in {beside.name} beside it, or as --box "
+            "and --click"
+        )
+    scan = read_scan(source.path, replace(prompts, window=source.window or prompts.window))
+    return scan.case, replace(scan, notices=(*notices, *scan.notices))
 
 
 def find_sources(
@@ -110,14 +82,14 @@ def find_sources(
     window: str | None = None,
     ending: str | None = None,
 ) -> list[Source]:
-    """What a file is, or what a folder holds, by name.
+    """The cases that a path names or holds, ordered by name.
 
     Args:
         inputs: A file; a folder of cases, images, and folders of DICOM series with a .json file
             beside them; or the folder of one DICOM series.
         objects: Prompts of the one scan that there is, if they are not in a file.
-        space: Of these.
-        window: Of CT.
+        space: Space of these prompts, one of SPACES.
+        window: CT window for all scans, as `parse_window` reads it.
         ending: One of SCAN_ENDINGS, for the labels of scans; None: as the scan, .nii.gz for DICOM.
 
     Raises:
