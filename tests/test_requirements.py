@@ -1,0 +1,53 @@
+"""What the code imports is what the requirements list."""
+
+import ast
+import re
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+RUN = ("segment_anything", "utils", "ckpt", "data", "infer.py", "evaluate.py", "train.py")
+OURS = {"segment_anything", "utils", "ckpt", "data", "bench", "infer", "evaluate", "train"}
+OURS |= {path.stem for folder in ("bench", "tests") for path in (ROOT / folder).rglob("*.py")}
+
+
+def listed(name: str) -> set[str]:
+    """The packages in a file of requirements and in those that it includes, in lower case."""
+    found = set()
+    for line in (ROOT / name).read_text().splitlines():
+        if line.startswith("-r "):
+            found |= listed(line[3:].strip())
+        elif package := re.match(r"[\w.-]+", line):
+            found.add(package[0].lower().replace("_", "-"))
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level modules that a file imports anywhere, but for ours and Python's own."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found - OURS - set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize(
+    "requirements, places",
+    [("requirements.txt", RUN), ("requirements-dev.txt", (*RUN, "bench", "tests"))],
+)
+def test_what_is_imported_is_listed(requirements, places):
+    sources = packages_distributions()
+    missing = set()
+    for place in (ROOT / name for name in places):
+        for path in place.rglob("*.py") if place.is_dir() else [place]:
+            for module in imported(path):
+                packages = {p.lower().replace("_", "-") for p in sources.get(module, [module])}
+                if not packages & listed(requirements):
+                    missing.add(f"{path.relative_to(ROOT)} imports {module}")
+    assert not missing
