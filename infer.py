@@ -19,8 +19,8 @@ from utils.formats.scan_prompts import SCAN_ENDINGS, add_prompt_options, join_ne
 from utils.options import add_model_options
 from utils.runtime.memory import peak_gb
 
-# numpy and torch are imported where they are used, so that --help and messages about options come
-# at once.
+# What needs numpy, torch or SimpleITK is imported where it is used: --help and messages about
+# options come at once, and a .npz case waits for nothing that only scans need.
 if TYPE_CHECKING:
     import numpy as np
 
@@ -58,7 +58,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output-format",
         choices=[ending[1:] for ending in SCAN_ENDINGS],
-        help="of the labels of scans; default: as the scan, nii.gz for DICOM",
+        help="format of the labels of scans; default: that of the scan, nii.gz for DICOM",
     )
     add_prompt_options(parser)
     add_model_options(parser)
@@ -116,28 +116,21 @@ def segment_case(
     Returns:
         (D, H, W) uint8 labels on the grid of the case.
     """
-    from utils.formats.case import write_case
-    from utils.formats.scan import FILE_AXES, write_labels
-    from utils.inference.preview import write_preview
-
     seg = segment(case)
     if scan is None:
+        from utils.formats.case import write_case
+
         write_case(target, seg)
     else:
+        from utils.formats.scan import write_labels
+
         write_labels(target, seg, scan)
     if preview is not None:
+        from utils.formats.scan import FILE_AXES
+        from utils.inference.preview import write_preview
+
         write_preview(preview, case, seg, FILE_AXES if scan is None else scan.axes)
     return seg
-
-
-def not_found(seg: "np.ndarray", count: int) -> list[int]:
-    """The objects 1..count without a voxel in (D, H, W) labels."""
-    import numpy as np
-
-    is_found = np.zeros(256, bool)
-    for plane in seg:
-        is_found[plane[plane > 0]] = True
-    return [label for label in range(1, count + 1) if not is_found[label]]
 
 
 def peak_memory(device_type: str) -> str:
@@ -174,6 +167,7 @@ def main(args: argparse.Namespace) -> int:
     from prefetch_generator import BackgroundGenerator
     from tqdm import tqdm
 
+    from utils.formats.case import missing_labels
     from utils.formats.npz import CaseError
     from utils.inference.load import load_model
     from utils.runtime.workers import Workers
@@ -210,7 +204,7 @@ def main(args: argparse.Namespace) -> int:
             continue
         if scan is not None and scan.notices:
             bar.write(f"{name}: {'; '.join(scan.notices)}")
-        if missing := not_found(seg, len(case.objects)):
+        if missing := missing_labels(seg, len(case.objects)):
             bar.write(f"{name}: nothing found of object {', '.join(map(str, missing))}")
         bar.write(
             f"{name}: objects {len(case.objects)}, rounds of prompts {case.rounds}, "

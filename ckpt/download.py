@@ -13,6 +13,10 @@ import re
 import sys
 from pathlib import Path
 
+from huggingface_hub import get_hf_file_metadata, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.file_download import http_get
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -38,18 +42,13 @@ def download(name: str, folder: Path) -> Path:
     target = folder / name
     if target.exists():
         return target
-    # The part of huggingface_hub that resumes; hf_hub_download starts over since version 1.
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError
-    from huggingface_hub.file_download import http_get
-
     try:
         url = hf_hub_url(REPO_ID, name)
         remote = get_hf_file_metadata(url)
         etag = re.sub(r"\W", "", remote.etag or "unknown")
-        part = folder / f".{name}.{etag}.part"  # of this version of the file
+        part = folder / f".{name}.{etag}.part"  # this version of the file, as far as it came
         with open(part, "ab") as file:
-            http_get(
+            http_get(  # it resumes; hf_hub_download starts over since version 1
                 remote.location,
                 file,
                 resume_size=file.tell(),

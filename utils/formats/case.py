@@ -47,7 +47,7 @@ class LabelledCase:
     """A case before the first round, and its truth.
 
     Attributes:
-        case: With boxes if the file has them; its clicks and prev_pred are left aside.
+        case: The case, with boxes if the file has them; clicks and prev_pred are left aside.
         truth: (D, H, W) uint8, object i of the case as label i.
         labels: What the file calls object 1, 2, ...
     """
@@ -237,6 +237,14 @@ def label_values(seg: np.ndarray) -> np.ndarray:
     """The labels above 0 in a (D, H, W) volume, ascending."""
     values = np.unique(np.concatenate([np.unique(plane) for plane in seg]))
     return values[values > 0]
+
+
+def missing_labels(seg: np.ndarray, count: int) -> list[int]:
+    """The labels of 1..count without a voxel in a (D, H, W) uint8 volume."""
+    is_found = np.zeros(256, bool)
+    for plane in seg:
+        is_found[plane[plane > 0]] = True
+    return [label for label in range(1, count + 1) if not is_found[label]]
 
 
 def number_labels(seg: np.ndarray, values: np.ndarray) -> np.ndarray:

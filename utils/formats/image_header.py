@@ -1,4 +1,4 @@
-"""What is looked at in an image file before ITK reads it, and what ITK does not say.
+"""What is checked in an image file before ITK reads it, since ITK does not say or survive it.
 
 ITK opens the files that NRRD and MetaImage headers name, fills what is cut off of a NIfTI file with
 anything, takes a spacing of 0 for 1 mm, and does not survive some malformed headers.
@@ -15,8 +15,8 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-MAX_LINES, MAX_LINE = 10_000, 10_000  # of a NRRD or MetaImage header; bytes of one
-MAX_FIELD = 250  # bytes of one that ITK takes apart, partly into arrays of 255
+MAX_LINES, MAX_LINE = 10_000, 10_000  # lines of a NRRD or MetaImage header; bytes of a line
+MAX_FIELD = 250  # bytes of a field that ITK takes apart, partly into arrays of 255
 PLAIN = re.compile(r"[^%\x00-\x1f]*")  # some are taken for printf's formats
 NRRD_FIELDS = {
     *("type", "dimension", "sizes", "encoding", "endian", "content", "space", "space dimension"),
@@ -30,7 +30,7 @@ NIFTI_FIELDS = {
     "bitpix": (72, "h"),
     "spacing": (80, "3f"),
     "offset": (108, "f"),
-    "codes": (252, "2h"),  # of qform and sform; 0: there is none
+    "codes": (252, "2h"),  # qform's and sform's; 0: there is none
     "qform": (256, "6f"),
     "sform": (280, "12f"),
 }
@@ -63,7 +63,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def _lines(file: BinaryIO) -> Iterator[str]:
-    """Of a text header."""
+    """The lines of a text header; raises ValueError where it is too long or no text."""
     for number in range(1, MAX_LINES + 1):
         line = file.readline(MAX_LINE + 1)
         if len(line) > MAX_LINE:
@@ -120,7 +120,7 @@ def _check_meta(file: BinaryIO) -> None:
 
 
 def _check_nifti(raw: BinaryIO, size: int) -> None:
-    """Args: the file, and its bytes as they lie on the disk."""
+    """Check an open file of `size` bytes, compressed or not."""
     is_gzip = raw.read(2) == b"\x1f\x8b"
     raw.seek(0)
     # A gzip.GzipFile has all that is used here.
@@ -141,7 +141,7 @@ def _check_nifti(raw: BinaryIO, size: int) -> None:
 
 
 def _parse_nifti(header: bytes) -> int:
-    """Bytes of the file, uncompressed."""
+    """The uncompressed size in bytes that a header asks of its file."""
     order = next((o for o in "<>" if struct.unpack(f"{o}i", header[:4])[0] == NIFTI), None)
     if order is None or header[344:347] != b"n+1":
         raise ValueError("expected a NIfTI-1 file with its data in it")

@@ -1,29 +1,26 @@
-"""Images as people have them -> as the challenge has them: turned to LPS."""
+"""Image files and DICOM series -> SimpleITK images, checked, and turned to LPS on demand."""
 
 import locale
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import SimpleITK as sitk
 
 from utils.formats.image_header import check_header, is_dicom
 from utils.formats.npz import MAX_VOLUME_BYTES
 
-# SimpleITK is imported where it is used: training on prepared cases needs none.
-if TYPE_CHECKING:
-    import SimpleITK as sitk
-
 LPS = "LPS"  # a growing index leads to the left, back and head
 POSITION = "0020|0032"  # DICOM's Image Position (Patient)
-ALIKE = ("0020|0037", "0028|0030")  # of all slices: Image Orientation (Patient), Pixel Spacing
-STEP_TOLERANCE = 0.25  # of the distance of slices, by which one may lie off its place
-GEOMETRY_TOLERANCE = 1e-3  # of a voxel, and of a direction's cosines, between image and labels
+# The same in all slices: Image Orientation (Patient), Pixel Spacing.
+ALIKE = ("0020|0037", "0028|0030")
+STEP_TOLERANCE = 0.25  # distances of slices by which one may lie off its place
+GEOMETRY_TOLERANCE = 1e-3  # voxels, and cosines of a direction, between image and labels
 
 
-def read_image(path: Path) -> "sitk.Image":
+def read_image(path: Path) -> sitk.Image:
     """A 3D image file, or the one DICOM series in a folder, as it is stored.
 
     Raises:
@@ -42,7 +39,7 @@ def read_image(path: Path) -> "sitk.Image":
     return image
 
 
-def _check_volume(image: "sitk.Image") -> None:
+def _check_volume(image: sitk.Image) -> None:
     values, kind = image.GetNumberOfComponentsPerPixel(), image.GetPixelIDTypeAsString()
     if image.GetDimension() != 3 or values != 1 or "complex" in kind:
         raise ValueError(
@@ -54,10 +51,8 @@ def _check_volume(image: "sitk.Image") -> None:
         raise ValueError("expected axes at right angles, got a sheared grid")
 
 
-def _read_file(path: Path) -> "sitk.Image":
-    """Raises ValueError, or RuntimeError if ITK can't read it."""
-    import SimpleITK as sitk
-
+def _read_file(path: Path) -> sitk.Image:
+    """A file that is not a folder; raises ValueError, or RuntimeError if ITK can't read it."""
     check_header(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -80,7 +75,7 @@ def kept_locale() -> Iterator[None]:
         locale.setlocale(locale.LC_ALL, before)
 
 
-def read_series(folder: Path) -> "sitk.Image":
+def read_series(folder: Path) -> sitk.Image:
     """The DICOM series in a folder, its slices in order.
 
     Raises:
@@ -91,9 +86,7 @@ def read_series(folder: Path) -> "sitk.Image":
         return _read_series(folder)
 
 
-def _read_series(folder: Path) -> "sitk.Image":
-    import SimpleITK as sitk
-
+def _read_series(folder: Path) -> sitk.Image:
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         names = ", ".join(series) or "none"
@@ -127,7 +120,7 @@ def _read_series(folder: Path) -> "sitk.Image":
     return image
 
 
-def read_oriented(path: Path) -> "sitk.Image":
+def read_oriented(path: Path) -> sitk.Image:
     """A 3D image turned to LPS: a growing index leads to the left (x), back (y) and upwards (z).
 
     Raises:
@@ -136,10 +129,8 @@ def read_oriented(path: Path) -> "sitk.Image":
     return turned_to_lps(read_image(path))
 
 
-def turned_to_lps(image: "sitk.Image") -> "sitk.Image":
-    """By exchanging and flipping axes; the image itself if there is nothing to turn."""
-    import SimpleITK as sitk
-
+def turned_to_lps(image: sitk.Image) -> sitk.Image:
+    """The image with axes exchanged and flipped; itself if there is nothing to turn."""
     turn = sitk.DICOMOrientImageFilter()
     if turn.GetOrientationFromDirectionCosines(image.GetDirection()) == LPS:
         return image
@@ -155,8 +146,6 @@ def read_pair(
     Raises:
         ValueError: They are not on one grid, or not images; the message names the file.
     """
-    import SimpleITK as sitk
-
     image, labels = read_oriented(image_path), read_oriented(labels_path)
     if not image.IsSameImageGeometryAs(labels, GEOMETRY_TOLERANCE, GEOMETRY_TOLERANCE):
         raise ValueError(
@@ -167,7 +156,7 @@ def read_pair(
     return sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(labels), (z, y, x)
 
 
-def _grid(image: "sitk.Image") -> str:
+def _grid(image: sitk.Image) -> str:
     numbers = (
         f"{name} {', '.join(f'{value:.6g}' for value in values)}"
         for name, values in (

@@ -14,7 +14,8 @@ CT_WINDOWS = {
     "brain": (40.0, 80.0),
     "bone": (400.0, 1800.0),
 }
-PERCENTILES = (0.5, 99.5)  # of the voxels above 0, the challenge's rule for all but CT
+# For the voxels above 0: the challenge's rule for all but CT.
+PERCENTILES = (0.5, 99.5)
 
 
 def parse_window(text: str) -> tuple[float, float]:
@@ -35,7 +36,7 @@ def parse_window(text: str) -> tuple[float, float]:
 
 
 def scale(image: "np.ndarray", low: float, high: float) -> "np.ndarray":
-    """Map low..high to 0..255, as uint8, and what lies beyond to the ends."""
+    """A (D, H, W) image -> uint8: low..high becomes 0..255, what lies beyond the nearer end."""
     import numpy as np
 
     grey = np.empty(image.shape, np.uint8)
@@ -46,12 +47,12 @@ def scale(image: "np.ndarray", low: float, high: float) -> "np.ndarray":
 
 
 def scale_window(image: "np.ndarray", level: float, width: float) -> "np.ndarray":
-    """A CT image in HU -> uint8, by the window round `level`."""
+    """A (D, H, W) CT image in HU -> uint8, by the window round `level`."""
     return scale(image, level - width / 2, level + width / 2)
 
 
 def scale_percentiles(image: "np.ndarray") -> "np.ndarray":
-    """Any other image -> uint8, between PERCENTILES of its voxels above 0.
+    """Any other (D, H, W) image -> uint8, between PERCENTILES of its voxels above 0.
 
     Raises:
         ValueError: It has none, or these are all equal.

@@ -15,7 +15,7 @@ import numpy as np
 
 from utils.formats import safe_pickle
 
-MAX_VOLUME_BYTES = 4 * 2**30  # of one array, unpacked
+MAX_VOLUME_BYTES = 4 * 2**30  # one array, unpacked
 
 # What zipfile raises for a damaged, encrypted or otherwise unreadable archive.
 _BROKEN_ZIP = (
@@ -97,7 +97,8 @@ def map_array(path: Path, archive: zipfile.ZipFile, key: str) -> np.ndarray:
     if is_fortran or 0 in shape:
         raise CaseError(f"{key}: expected values in C order, got {dtype} of shape {shape}")
     with open(path, "rb") as raw:
-        raw.seek(info.header_offset + 26)  # of a zip's local header: two lengths, then two fields
+        # A zip's local header ends with two lengths and the two fields that are as long.
+        raw.seek(info.header_offset + 26)
         name_bytes, extra_bytes = struct.unpack("<HH", raw.read(4))
     offset = info.header_offset + 30 + name_bytes + extra_bytes + header_bytes
     return np.memmap(path, dtype, "c", offset, shape)
@@ -136,7 +137,7 @@ def read_objects(archive: zipfile.ZipFile, key: str) -> list | None:
 
 
 def _read_form(archive: zipfile.ZipFile, key: str, file: Any) -> tuple[Any, bool, np.dtype, int]:
-    """As `_read_header`, of an array of numbers as large as its header tells, and not too large."""
+    """As `_read_header`, for numbers that fill their shape and are not too many."""
     shape, is_fortran, dtype, size = _read_header(archive, key, file)
     if dtype.kind not in "buif":
         raise CaseError(f"{key}: expected numbers, got dtype {dtype}")
@@ -166,7 +167,7 @@ def _read_header(archive: zipfile.ZipFile, key: str, file: Any) -> tuple[Any, bo
 
 
 def fingerprint(path: Path) -> str:
-    """Tells contents apart by the checksums that a .npz keeps of its members.
+    """A digest of the content of a .npz, by the checksums that it keeps of its members.
 
     Raises:
         CaseError: It is not a .npz file.

@@ -5,7 +5,7 @@ A prepared case is a .npz file that is not compressed, so that its volumes can b
     imgs            (D, H, W) = (z, y, x) uint8
     gts             the same, unsigned, with the labels of the source
     spacing         3 float64 in mm, (x, y, z) as in the challenge
-    labels          (n,) those in gts, ascending
+    labels          (n,) labels in gts, ascending
     label_boxes     (n, 3, 2) their bounding boxes, half-open [start, stop) in (z, y, x)
     label_counts    (n,) their voxels
     is_native       whether the grid is that of the source, and not resampled; absent: it is not
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from utils.formats.atomic import atomic_write
 from utils.formats.case import label_values, number_labels
@@ -150,8 +151,6 @@ def source_of(path: Path) -> bytes | None:
 
 def boxes_and_counts(gts: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(n, 3, 2) half-open boxes and (n,) voxels of the labels `values`, all of which occur."""
-    from scipy import ndimage
-
     index = number_labels(gts, values)
     regions = ndimage.find_objects(index, max_label=len(values))
     boxes = [[(part.start, part.stop) for part in region] for region in regions]

@@ -47,7 +47,7 @@ def zoom_linear(image: np.ndarray, shape: Index3) -> np.ndarray:
 
 
 def zoom_nearest(seg: np.ndarray, shape: Index3) -> np.ndarray:
-    """The labels nearest to the new voxels; equal to scipy.ndimage.zoom(order=0)."""
+    """The (D, H, W) labels nearest to the new voxels; equal to scipy.ndimage.zoom(order=0)."""
     index = (
         np.floor(zoom_positions(n, m) + 0.5).astype(np.int64)
         for n, m in zip(seg.shape, shape, strict=True)
@@ -56,7 +56,7 @@ def zoom_nearest(seg: np.ndarray, shape: Index3) -> np.ndarray:
 
 
 def _neighbours(position: np.ndarray, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of positions on an axis of n voxels: the voxels below and above, and the weight of these."""
+    """The voxels below and above each position on an axis of n voxels, and the latter's weights."""
     low = np.clip(np.floor(position).astype(np.int64), 0, n - 1)
     high = np.minimum(low + 1, n - 1)
     weight = (position - low).astype(np.float32)

@@ -6,31 +6,24 @@ Inside, a scan is turned to LPS, as the challenge's cases are; its labels are tu
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import SimpleITK as sitk
 
 from segment_anything.prompts import Box, Click, Prompts
 from utils.formats.atomic import atomic_path
 from utils.formats.case import MAX_OBJECTS, Case
-from utils.formats.images import (
-    GEOMETRY_TOLERANCE,
-    read_image,
-    turned_to_lps,
-)
+from utils.formats.images import GEOMETRY_TOLERANCE, read_image, turned_to_lps
 from utils.formats.intensity import parse_window, scale_percentiles, scale_window
 from utils.formats.npz import CaseError
 from utils.formats.scan_prompts import RawObject, RawPrompts, ending_of
-
-# SimpleITK is imported where it is used: .npz cases need none.
-if TYPE_CHECKING:
-    import SimpleITK as sitk
 
 LOOKS_LIKE_HU = -500.0  # below that are the air and lungs of CT, and hardly anything else
 
 
 class Axis(NamedTuple):
-    """An axis of a file, along one of its case.
+    """The axis of a file along an axis of its case.
 
     Attributes:
         name: z, y or x.
@@ -46,7 +39,7 @@ FILE_AXES = (Axis("z", False), Axis("y", False), Axis("x", False))
 
 @dataclass(frozen=True)
 class Grid:
-    """Of an image: size, spacing and origin (x, y, z), and the direction's cosines; in mm, LPS."""
+    """Where an image lies: all (x, y, z), in mm and LPS; the 9 cosines of its direction by rows."""
 
     size: tuple[int, ...]
     spacing: tuple[float, ...]
@@ -54,7 +47,7 @@ class Grid:
     direction: tuple[float, ...]
 
     @classmethod
-    def of(cls, image: "sitk.Image") -> "Grid":
+    def of(cls, image: sitk.Image) -> "Grid":
         return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
 
     def to_voxels(self, mm: np.ndarray) -> np.ndarray:
@@ -64,7 +57,7 @@ class Grid:
 
 
 def turn_of(grid: Grid, turned: Grid) -> tuple[list[int], list[bool]]:
-    """For each axis (z, y, x) of a grid: that of the turned one along it, and whether flipped."""
+    """For each axis (z, y, x) of a grid: the turned grid's axis along it, and if it is flipped."""
     to, of = (np.reshape(each.direction, (3, 3)) for each in (grid, turned))
     cosines = (of.T @ to)[::-1, ::-1]  # of the turned grid's axis i, the grid's axis j; z, y, x
     order = np.abs(cosines).argmax(axis=0)
@@ -77,9 +70,9 @@ class Scan:
 
     Attributes:
         case: What is segmented, turned to LPS.
-        grid: Of the file.
-        turned: Of the case.
-        notices: What the user may want to know.
+        grid: The grid of the file.
+        turned: The grid of the case.
+        notices: What the user may want to know, a line each.
     """
 
     case: Case
@@ -89,7 +82,7 @@ class Scan:
 
     @property
     def axes(self) -> tuple[Axis, Axis, Axis]:
-        """Of the file, along the axes (z, y, x) of the case."""
+        """The axes of the file that lie along the axes (z, y, x) of the case."""
         found = {
             i: Axis(n, f) for n, i, f in zip("zyx", *turn_of(self.grid, self.turned), strict=True)
         }
@@ -104,8 +97,6 @@ def read_scan(path: Path, prompts: RawPrompts) -> Scan:
     Raises:
         CaseError: It can't be used, or the prompts do not fit it.
     """
-    import SimpleITK as sitk
-
     try:
         window = parse_window(prompts.window) if prompts.window else None
         image = read_image(path)
@@ -145,6 +136,14 @@ def place(
 ) -> Prompts:
     """Prompts as they were given -> in voxels of the turned grid.
 
+    Args:
+        raw: The prompts of one object, in `space`.
+        number: Which object it is, for messages.
+        space: One of SPACES.
+        grid: The grid of the file.
+        turned: The grid of the case.
+        notices: List to which is added what the user may want to know.
+
     Raises:
         ValueError: They lie outside of the volume.
     """
@@ -178,12 +177,12 @@ def place(
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
-    """Halves upwards, also those that computing made a bit smaller."""
+    """The nearest integers; halves go up, also those that rounding errors made a bit smaller."""
     return np.floor(values + 0.5 + 1e-6)
 
 
 def _box_edges(given: tuple[float, ...], space: str, grid: Grid, turned: Grid) -> np.ndarray:
-    """Half-open (2, 3) in voxels of the turned grid; of the box that holds the given one.
+    """The box that holds the given one: half-open (2, 3), in voxels (z, y, x) of the turned grid.
 
     Raises:
         ValueError: It is not in the volume; the message says what was expected.
@@ -222,7 +221,7 @@ def _brief(numbers: tuple[float, ...]) -> str:
 
 
 def turned_back(seg: np.ndarray, scan: Scan) -> np.ndarray:
-    """(D, H, W) on the grid of the case -> on that of the file, by exchanging and flipping axes."""
+    """(D, H, W) on the grid of the case -> on the grid of the file: axes exchanged and flipped."""
     order, is_flipped = turn_of(scan.grid, scan.turned)
     return np.flip(seg.transpose(order), tuple(np.flatnonzero(is_flipped).tolist()))
 
@@ -231,12 +230,13 @@ def write_labels(path: Path, seg: np.ndarray, scan: Scan) -> None:
     """Write (D, H, W) uint8 labels of a scan's case on the grid of its file, whole or not at all.
 
     Args:
-        path: The format is that of its ending.
-        seg: As the case's image.
-        scan: As it was read.
-    """
-    import SimpleITK as sitk
+        path: The new file; its ending says the format.
+        seg: (D, H, W) on the grid of the case.
+        scan: The scan as it was read.
 
+    Raises:
+        OSError: It can't be written, or the format can't hold its grid.
+    """
     image = sitk.GetImageFromArray(turned_back(seg, scan))
     image.SetSpacing(scan.grid.spacing)
     image.SetOrigin(scan.grid.origin)

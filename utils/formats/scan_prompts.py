@@ -13,16 +13,16 @@ from typing import Any
 # numpy is imported where it is used, so that messages about options come at once.
 SCAN_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 SPACES = ("voxel", "lps", "ras")
-MAX_BYTES = 4 * 2**20  # of a JSON file
+MAX_BYTES = 4 * 2**20  # a JSON file's size
 
 
 @dataclass
 class RawObject:
-    """An object's prompts as they were given, numbers (z, y, x) in the space of their file.
+    """The prompts of an object as they were given: numbers (z, y, x) in one of SPACES.
 
     Attributes:
         box: z0, y0, x0, z1, y1, x1: half-open in voxels; two corners in millimetres.
-        clicks: (z, y, x) and whether it is in the object.
+        clicks: Points (z, y, x), each with True for the object, False for what is not.
     """
 
     box: tuple[float, ...] | None = None
@@ -31,12 +31,12 @@ class RawObject:
 
 @dataclass(frozen=True)
 class RawPrompts:
-    """Of a scan.
+    """The prompts of a scan as they were given.
 
     Attributes:
         objects: Object 1, 2, ...
         space: One of SPACES: voxels of the file, or mm.
-        window: Of CT, as parse_window reads it, or None.
+        window: A CT window as `parse_window` reads it, or None.
     """
 
     objects: tuple[RawObject, ...]
@@ -50,7 +50,7 @@ def ending_of(path: Path) -> str | None:
 
 
 def stem_of(path: Path) -> str:
-    """The name of a scan or a folder of DICOM files without an ending."""
+    """The name of a scan without its ending, or that of a folder of DICOM files."""
     ending = None if path.is_dir() else ending_of(path)
     return path.name[: -len(ending)] if ending else path.name
 
@@ -197,7 +197,7 @@ def add_prompt_options(parser: argparse.ArgumentParser) -> None:
         action=_AddPrompt,
         dest="objects",
         metavar="Z,Y,X,FG",
-        help="of the object begun last; FG is 1 in the object, 0 outside of it",
+        help="a click for the object begun last; FG is 1 in the object, 0 outside of it",
     )
     group.add_argument(
         "--object",
@@ -210,6 +210,6 @@ def add_prompt_options(parser: argparse.ArgumentParser) -> None:
         "--space",
         choices=SPACES,
         default="voxel",
-        help="of --box and --click: voxels, or mm from right to left, front to back and feet to "
-        "head (lps), or from left to right and back to front (ras)",
+        help="what --box and --click count in: voxels, or mm from right to left, front to back "
+        "and feet to head (lps), or from left to right and back to front (ras)",
     )

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn as nn
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -18,9 +19,9 @@ from segment_anything import Sam3D, sam_model_registry3D
 from segment_anything.bounds import AdaptiveSettings
 
 FOREGROUND = "prompt_encoder.point_embeddings.1.weight"
-METADATA = "sam_med3d"  # of a .safetensors file: a JSON object with the fields of Checkpoint
+# The metadata of a .safetensors file under this name: a JSON object with fields of Checkpoint.
+METADATA = "sam_med3d"
 BOX_EMBEDDINGS = tuple(f"prompt_encoder.point_embeddings.{i}.weight" for i in (2, 3))
-
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -36,10 +37,10 @@ class Checkpoint:
     Attributes:
         path: The file.
         state_dict: Tensor by name, without prefixes; memory-mapped where the format allows.
-        model_type: Entry of the registry.
-        model_args: Sizes for it, where they differ from its own.
-        policy: How prompts are to be used.
-        policy_args: What it was trained with, where that is not the default.
+        model_type: Name of the network in the registry.
+        model_args: Sizes of the network where they are not those of the registry.
+        policy: One of POLICIES: how prompts are to be used.
+        policy_args: Settings of the policy that it was trained with, where not the default.
         notices: What a user should know, a line each.
     """
 
@@ -91,7 +92,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def adaptive_settings(checkpoint: Checkpoint) -> AdaptiveSettings:
-    """Those of the adaptive policy.
+    """The settings that a checkpoint asks of the adaptive policy.
 
     Raises:
         CheckpointError: They can't be obeyed.
@@ -108,8 +109,6 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -122,8 +121,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def read_plain(path: Path, mmap: bool) -> dict[str, Any]:
-    """What torch saved, tensors on the CPU and plain values; the original also stored its options,
-    an argparse.Namespace.
+    """What torch saved: tensors, on the CPU, and plain values.
+
+    The original also stored its options, an argparse.Namespace.
 
     Raises:
         CheckpointError: It can't be read, holds code, or is not a dict.

@@ -38,7 +38,7 @@ def checkpoint_path(args: argparse.Namespace) -> Path:
 
 
 def load_model(args: argparse.Namespace) -> tuple[Sam3D, Segmenter]:
-    """The network on its device, and what segments a case with it, as the options say.
+    """The network on its device, and the function that segments a case with it, as options say.
 
     Raises:
         FileNotFoundError: There is no checkpoint.

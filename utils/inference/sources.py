@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.formats.case import Case, read_case
 from utils.formats.image_header import is_dicom
 from utils.formats.npz import CaseError
-from utils.formats.scan import Scan, read_scan
 from utils.formats.scan_prompts import (
     SCAN_ENDINGS,
     RawObject,
@@ -16,8 +16,12 @@ from utils.formats.scan_prompts import (
     stem_of,
 )
 
+# SimpleITK, which scans are read with, takes a tenth of the start-up that a .npz case waits for.
+if TYPE_CHECKING:
+    from utils.formats.scan import Scan
+
 NPZ = ".npz"
-DICOM_ENDING = SCAN_ENDINGS[0]  # for the labels of a series
+DICOM_ENDING = SCAN_ENDINGS[0]  # what the labels of a series are written as
 EXPECTED = f".npz cases, images ({' '.join(SCAN_ENDINGS)}) or a DICOM series"
 
 
@@ -49,7 +53,7 @@ class Source:
         return self.ending == NPZ
 
 
-def read_source(source: Source) -> tuple[Case, Scan | None]:
+def read_source(source: Source) -> "tuple[Case, Scan | None]":
     """Read a case, and the scan that it is made of; an .npz file has none.
 
     Raises:
@@ -58,6 +62,8 @@ def read_source(source: Source) -> tuple[Case, Scan | None]:
     """
     if source.is_npz:
         return read_case(source.path), None
+    from utils.formats.scan import read_scan
+
     beside = source.path.with_name(f"{stem_of(source.path)}.json")
     notices = []
     if source.prompts is not None:
@@ -135,7 +141,7 @@ def find_sources(
 
 
 def is_readable(path: Path) -> bool:
-    """Whether it is a file of a kind that is read, by its name."""
+    """Whether this is a file of a kind that is read, by its name."""
     return path.is_file() and (_is_npz(path) or ending_of(path) is not None)
 
 

@@ -1,11 +1,8 @@
 """Which device a process computes on, and how precisely."""
 
 import os
-from typing import TYPE_CHECKING
 
-# torch is imported where it is used: `show_gpus` comes before it.
-if TYPE_CHECKING:
-    import torch
+import torch
 
 
 def show_gpus(ids: list[int]) -> None:
@@ -21,7 +18,7 @@ def show_gpus(ids: list[int]) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[i] for i in ids)
 
 
-def choose_device(name: str) -> "torch.device":
+def choose_device(name: str) -> torch.device:
     """The device that --device names; auto and cuda give each process of torchrun its own GPU.
 
     A GPU becomes the current one of this process. From here on float32 is computed as float32.
@@ -29,8 +26,6 @@ def choose_device(name: str) -> "torch.device":
     Raises:
         ValueError: It can't be used.
     """
-    import torch
-
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -51,10 +46,8 @@ def choose_device(name: str) -> "torch.device":
     return device
 
 
-def choose_precision(amp: str, device: "torch.device") -> str:
+def choose_precision(amp: str, device: torch.device) -> str:
     """The precision that --amp names; auto: bf16 on a GPU that has it, else fp16; fp32 on a CPU."""
-    import torch
-
     if amp != "auto":
         return amp
     if device.type != "cuda":
