@@ -154,7 +154,6 @@ def main(args: argparse.Namespace) -> int:
     Of several processes the first one tells whether a case failed.
     """
     from utils.inference.sources import find_sources
-    from utils.runtime.distributed import Workers
 
     ending = f".{args.output_format}" if args.output_format else None
     try:
@@ -170,7 +169,7 @@ def main(args: argparse.Namespace) -> int:
     from utils.formats.case import missing_labels
     from utils.formats.npz import CaseError
     from utils.inference.load import load_model
-    from utils.runtime.workers import Workers
+    from utils.runtime.distributed import Workers
 
     workers = Workers()
     # Reading overlaps loading the model, and later computing the case before.
