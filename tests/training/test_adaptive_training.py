@@ -1,10 +1,12 @@
 """The adaptive recipe: samples as inference meets them, and its rounds."""
 
+import pickle
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+import torchio as tio
 from monai.losses import DiceCELoss
 
 from conftest import TINY_HYBRID
@@ -12,11 +14,11 @@ from runs import NATIVE_SHAPE, NATIVE_SPACING, native_volumes, write_native_case
 from segment_anything import sam_model_registry3D
 from segment_anything.adaptive import points_in
 from segment_anything.bounds import AdaptiveSettings, choose_bounds, roi_of
-from segment_anything.prompts import Prompts
+from segment_anything.prompts import Box, Prompts
 from segment_anything.roi import crop_roi_averaged, crop_roi_nearest, normalise
 from utils.evaluation.simulated_prompts import largest_error_click
 from utils.formats.prepared import write_prepared
-from utils.training import adaptive_dataset, adaptive_step
+from utils.training import adaptive_dataset, adaptive_step, augmentation
 from utils.training.adaptive_dataset import AdaptiveDataset, perturbed_mask
 from utils.training.adaptive_step import (
     ADAPTIVE_ROUNDS,
@@ -27,7 +29,7 @@ from utils.training.adaptive_step import (
     iou_of,
 )
 from utils.training.batch import collate
-from utils.training.dataset import find_cases
+from utils.training.dataset import EpochSampler, find_cases, make_loader
 from utils.training.step import random_error_click
 from utils.training.streams import Stream, stream
 
@@ -43,18 +45,11 @@ def dataset_of(folder, **options):
 
 @pytest.fixture
 def plain(monkeypatch):
-    """Samples with boxes, without jitter, faults, pieces, other axes or other intensities."""
-    for name in ("WITHOUT_BOX", "BEGUN", "REFINED", "ROI_SCALE", "ROI_SHIFT", "INVERTED"):
+    """Samples with boxes, without jitter, start masks, crops, other axes, shapes or intensities."""
+    for name in ("WITHOUT_BOX", "BEGUN", "REFINED", "DEFORMED", "ROI_SCALE", "ROI_SHIFT"):
         monkeypatch.setattr(adaptive_dataset, name, 0.0)
     monkeypatch.setattr(adaptive_dataset, "PERMUTED", 0.0)
-    monkeypatch.setattr(adaptive_dataset, "intensity_transforms", lambda: Untouched())
-
-
-class Untouched:
-    def set_random_state(self, seed): ...
-
-    def __call__(self, image):
-        return image
+    monkeypatch.setattr(adaptive_dataset, "change_intensities", lambda image, rng: image)
 
 
 def test_a_sample_is_what_inference_makes_of_the_same_prompts(tmp_path, plain):
@@ -86,8 +81,10 @@ def test_a_sample_is_what_inference_makes_of_the_same_prompts(tmp_path, plain):
     assert seen == {4, 9}
 
 
-def test_prompts_follow_the_flips_and_turns(tmp_path):
+@pytest.mark.parametrize("deformed", [0.0, 1.0])
+def test_prompts_follow_the_flips_and_turns(deformed, tmp_path, monkeypatch):
     """The truth fills its box along z before turning; clicks lie in it."""
+    monkeypatch.setattr(adaptive_dataset, "DEFORMED", deformed)
     dataset = dataset_of(write_native_cases(tmp_path))
     kinds = Counter()
     for epoch in range(80):
@@ -110,12 +107,46 @@ def test_prompts_follow_the_flips_and_turns(tmp_path):
     assert kinds["box"] > 50 and kinds["click"] > 3 and 15 < kinds["begun"] < 60
 
 
-def test_a_sample_follows_from_seed_epoch_and_case(tmp_path):
+def test_a_sample_follows_from_seed_epoch_and_case(tmp_path, monkeypatch):
+    monkeypatch.setattr(adaptive_dataset, "DEFORMED", 1.0)
     write_native_cases(tmp_path, 2)
     first, same, other = (dataset_of(tmp_path, seed=seed)[(4, 1)] for seed in (0, 0, 1))
     assert torch.equal(first.image, same.image) and torch.equal(first.draws, same.draws)
     assert all(torch.equal(a, b) for a, b in zip(first.start, same.start, strict=True))
     assert not torch.equal(first.draws, other.draws)
+
+
+def test_a_box_of_a_deformed_object_is_made_of_it_in_its_roi(tmp_path, plain, monkeypatch):
+    """By the challenge's rule, exact along z; which is the sample's only axis of that kind."""
+    monkeypatch.setattr(adaptive_dataset, "DEFORMED", 1.0)
+    dataset = dataset_of(write_native_cases(tmp_path))
+    for epoch in range(12):
+        sample = dataset[(epoch, 0)]
+        truth = sample.truth[0, 0].numpy()
+        z = np.flatnonzero(truth.any(axis=(1, 2)))
+        low, high = sample.start.points[0].numpy()
+        assert (low[0], high[0]) == (z[0], z[-1]) and sample.start.labels.tolist() == [[2, 3]]
+        middles = truth[z[len(z) // 2]], truth[z[(len(z) - 1) // 2]]  # or flipped
+        sides = [np.argwhere(middle) for middle in middles]
+        assert any((low[1:] <= at.min(axis=0)).all() for at in sides)
+        assert any((high[1:] >= at.max(axis=0)).all() for at in sides)
+
+
+def test_a_field_that_moves_nothing_gives_the_view_of_inference(tmp_path, plain, monkeypatch):
+    still = tio.RandomAffine(scales=0, degrees=0)
+    monkeypatch.setattr(augmentation, "SPATIAL", still)
+    dataset = dataset_of(write_native_cases(tmp_path))
+    image, gts = native_volumes()
+    bounds = np.array([[1.0, 3, 5], [22, 37, 45]])
+    roi = roi_of(bounds, SIZE, 2, NATIVE_SHAPE)
+    view = dataset._deformed_view(image, gts, 4, roi, np.random.default_rng(0))
+    box = Box((4, 8, 10), (19, 33, 41))  # of the ellipsoid
+    expected = dataset._view(image, gts, 4, Prompts(box), roi)
+    torch.testing.assert_close(view.image, expected.image)
+    np.testing.assert_array_equal(view.truth, expected.truth)
+    assert np.mean(view.coarse_truth != expected.coarse_truth) < 0.05
+    assert (view.points[0] <= expected.points[0] + 1).all()
+    assert (view.points[1] >= expected.points[1] - 1).all()
 
 
 def test_a_case_of_many_labels_comes_more_than_once(tmp_path):
@@ -159,7 +190,7 @@ def test_half_of_the_boxes_are_moved_as_in_whole_slices(tmp_path):
     assert moved.min() == 0 and moved.max() == 8
 
 
-def test_a_faulty_mask_is_wrong_in_places_but_not_another_one():
+def test_a_perturbed_mask_is_wrong_in_places_but_not_another_one():
     truth = np.zeros((16, 16, 16), bool)
     truth[4:12, 3:13, 5:11] = True
     masks = [perturbed_mask(truth, np.random.default_rng(seed)) for seed in range(40)]
@@ -310,6 +341,27 @@ def test_synthetic_samples_join_those_of_the_cases(tmp_path):
     assert torch.equal(again.image, samples[4].image) and not torch.equal(
         again.image, samples[3].image
     )
+
+
+def test_a_dataset_is_pickled_without_what_it_has_made(tmp_path):
+    dataset = dataset_of(write_native_cases(tmp_path), synthetic=1)
+    expected = dataset[(0, 2)]
+    content = pickle.dumps(dataset)
+    assert len(content) < 10_000
+    assert torch.equal(pickle.loads(content)[(0, 2)].image, expected.image)
+
+
+@pytest.mark.slow
+def test_processes_that_are_spawned_make_the_same_samples(tmp_path):
+    """The way of macOS and Windows, and of Python 3.14: the dataset is pickled."""
+    dataset = dataset_of(write_native_cases(tmp_path), synthetic=1)
+    expected = [dataset[(0, i)] for i in range(3)]
+    loader = make_loader(dataset, EpochSampler(3, 1, seed=0), num_workers=1, pin_memory=False)
+    loader.multiprocessing_context = "spawn"
+    order = [index for ((_, index),) in loader.batch_sampler]
+    for batch, index in zip(loader, order, strict=True):
+        assert batch.names == expected[index].names
+        assert torch.equal(batch.image, expected[index].image)
 
 
 def test_cases_with_many_labels_give_their_shapes(tmp_path):

@@ -1,11 +1,15 @@
 """Samples of the adaptive recipe: ROIs, prompts and masks as inference meets them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from edt import sdf
+from scipy import ndimage
 from torch import Tensor
 
 from segment_anything.adaptive import points_in
@@ -16,6 +20,7 @@ from utils.evaluation.simulated_prompts import challenge_box, largest_error_clic
 from utils.formats.case import label_values
 from utils.formats.prepared import PreparedCase, boxes_and_counts, map_volumes
 from utils.training.adaptive_step import ADAPTIVE_ROUNDS
+from utils.training.augmentation import change_intensities, deform
 from utils.training.batch import Batch, Start
 from utils.training.dataset import MIN_VOXELS, CaseDataset, Item
 from utils.training.streams import Stream, stream
@@ -25,17 +30,36 @@ MAX_REPEATS = 24  # samples of a case in an epoch; its number of labels ^ (2 / 3
 FULL_SLICES = 0.5  # of the boxes are moved as if the case were cut out of whole slices,
 FULL_SIDES = (128, 512)  # so many voxels wide and high; the others as in slices of the case's size
 WITHOUT_BOX = 0.15  # of the samples
-BEGUN = 0.25  # of the samples start from a perturbed_mask mask
-REFINED = 0.15  # of the samples are pieces of the ROI, and start from a perturbed_mask mask
+BEGUN = 0.25  # of the samples start from a perturbed mask
+REFINED = 0.15  # of the samples are refinement crops, and start from a perturbed mask
+DEFORMED = 0.1  # of those with a box that are no refinement crops
+DEFORMED_MARGIN = 1 / 8  # of the ROI's sides, beyond it, from which a deformation takes voxels
 ROI_SCALE = 0.2  # up to, as a power of e, along each axis
 ROI_SHIFT = 0.06  # of the ROI's sides
-INVERTED = 0.15  # of the samples, in contrast
 PERMUTED = 0.3  # of the samples, in their axes
 MIN_IN_ROI = 30  # voxels of the object, of the ROI
 PER_SYNTHETIC = 4  # samples of a synthetic case, which takes as long to make as they do
 MAX_HELD = 256  # synthetic cases in memory, of each process; 1.5 MB each
 MIN_SHAPES = 20  # labels of a case that gives its shapes to synthetic ones
 MAX_OBLONG = 1.5  # of its voxels
+
+
+class View(NamedTuple):
+    """What is seen of an object.
+
+    Attributes:
+        image: (S, S, S) of 0..255, then normalised.
+        truth: (S, S, S) bool.
+        coarse_truth: (M, M, M) bool.
+        points: (N, 3) float, prompts in voxels (z, y, x) of the ROI.
+        labels: (N,) as for PromptEncoder3D.forward.
+    """
+
+    image: Tensor
+    truth: np.ndarray
+    coarse_truth: np.ndarray
+    points: np.ndarray
+    labels: np.ndarray
 
 
 class AdaptiveDataset(CaseDataset):
@@ -67,7 +91,6 @@ class AdaptiveDataset(CaseDataset):
         self.items = [case for case in cases for _ in range(self._repeats(case))]
         self.synthetic = synthetic
         self.shapes = tuple(case.path for case in cases if has_shapes(case))
-        self.augment = intensity_transforms()
 
     def __len__(self) -> int:
         return len(self.items) + self.synthetic
@@ -93,7 +116,6 @@ class AdaptiveDataset(CaseDataset):
     def _sample_of(
         self, case: PreparedCase, image: np.ndarray, gts: np.ndarray, rng: np.random.Generator
     ) -> Batch | None:
-        stride = self.size // self.mask_size
         for i in rng.permutation(self.usable(case)):
             label, whole = case.labels[i], case.label_boxes[i].T.astype(float)
             prompts, kept = self._first_prompts(gts, label, whole, rng)
@@ -101,21 +123,52 @@ class AdaptiveDataset(CaseDataset):
             bounds = choose_bounds(prompts, kept, self.size, (d, h, w), case.spacing, self.settings)
             assert bounds is not None
             bounds = jitter(bounds, rng)
-            is_piece = rng.random() < REFINED
-            if is_piece:
+            is_refined = rng.random() < REFINED
+            if is_refined:
                 at = self._voxel(gts, label, whole, rng, is_border=True)
                 bounds = refinement_bounds(bounds, at)
-            roi = roi_of(bounds, self.size, stride, (d, h, w))
-            truth = crop_roi_nearest(gts, roi) == label
-            if np.count_nonzero(truth) < MIN_IN_ROI:
+            roi = roi_of(bounds, self.size, self.size // self.mask_size, (d, h, w))
+            if prompts.box is not None and not is_refined and rng.random() < DEFORMED:
+                view = self._deformed_view(image, gts, label, roi, rng)
+            else:
+                view = self._view(image, gts, label, prompts, roi)
+            if view is None:
                 continue
             mask = np.zeros([self.mask_size] * 3, bool)
-            if is_piece or kept is not None or rng.random() < BEGUN:
-                mask = perturbed_mask(crop_roi_nearest(gts, roi.coarse(stride)) == label, rng)
-            roi_image = self._augmented(crop_roi_averaged(image, roi), rng)
-            points, labels = points_in(prompts, roi)
-            return self._turned(case.path.name, roi_image, truth, mask, points, labels, rng)
+            if is_refined or kept is not None or rng.random() < BEGUN:
+                mask = perturbed_mask(view.coarse_truth, rng)
+            view = view._replace(image=normalise(change_intensities(view.image, rng)))
+            return self._turned(case.path.name, view, mask, rng)
         return None
+
+    def _view(
+        self, image: np.ndarray, gts: np.ndarray, label: int, prompts: Prompts, roi: Roi
+    ) -> View | None:
+        """What inference sees; None if too little of the object is in the ROI."""
+        truth = crop_roi_nearest(gts, roi) == label
+        if np.count_nonzero(truth) < MIN_IN_ROI:
+            return None
+        coarse = crop_roi_nearest(gts, roi.coarse(self.size // self.mask_size)) == label
+        return View(crop_roi_averaged(image, roi), truth, coarse, *points_in(prompts, roi))
+
+    def _deformed_view(
+        self, image: np.ndarray, gts: np.ndarray, label: int, roi: Roi, rng: np.random.Generator
+    ) -> View | None:
+        """The object deformed in its ROI, with a box that is made of it there."""
+        margin = int(DEFORMED_MARGIN * self.size)
+        z, y, x = (first - margin for first in roi.start)
+        wide = replace(roi, size=self.size + 2 * margin, start=(z, y, x))
+        mask = crop_roi_nearest(gts, wide) == label
+        roi_image, truth = deform(crop_roi_averaged(image, wide), mask, margin, rng)
+        if np.count_nonzero(truth) < MIN_IN_ROI:
+            return None
+        sides = zip(_slice_sides(gts.shape, rng), roi.step[1:], strict=True)
+        height, width = (round(side / step) for side, step in sides)
+        box, _ = challenge_box(truth, rng, shift_shape=(height, width))
+        whole = Roi(self.size, (0, 0, 0), (1.0, 1.0, 1.0), (self.size,) * 3)
+        stride = self.size // self.mask_size
+        coarse = crop_roi_nearest(truth, whole.coarse(stride)) > 0
+        return View(roi_image, truth, coarse, *points_in(Prompts(box), whole))
 
     def _first_prompts(
         self, gts: np.ndarray, label: int, whole: np.ndarray, rng: np.random.Generator
@@ -128,18 +181,12 @@ class AdaptiveDataset(CaseDataset):
         return prompts, whole if rng.random() < 0.5 else None
 
     def _box(self, gts: np.ndarray, label: int, whole: np.ndarray, rng: np.random.Generator) -> Box:
-        """The challenge's, whose shift grows with the slices that it was made in."""
+        """The challenge's box of an object in `whole`, its bounds."""
         (z0, y0, x0), (z1, y1, x1) = whole.astype(int).tolist()
-        _, height, width = gts.shape
-        side = int(rng.integers(*FULL_SIDES, endpoint=True)) if rng.random() < FULL_SLICES else 0
-        box, _ = challenge_box(
-            gts[z0:z1, y0:y1, x0:x1] == label,
-            rng,
-            (z0, y0, x0),
-            (height, width),
-            (max(side, height), max(side, width)),
-        )
-        return box
+        mask = gts[z0:z1, y0:y1, x0:x1] == label
+        slice_shape = (gts.shape[1], gts.shape[2])
+        sides = _slice_sides(gts.shape, rng)
+        return challenge_box(mask, rng, (z0, y0, x0), slice_shape, sides)[0]
 
     def _voxel(
         self,
@@ -150,8 +197,6 @@ class AdaptiveDataset(CaseDataset):
         is_border: bool,
     ) -> tuple[int, int, int]:
         """A random voxel near an object's border, or the one that the evaluator clicks at first."""
-        from scipy import ndimage
-
         roi = roi_of(whole, self.mask_size, 1, gts.shape)  # type: ignore[arg-type]
         mask = crop_roi_nearest(gts, roi) == label
         if not mask.any():  # thinner than the grid
@@ -167,38 +212,20 @@ class AdaptiveDataset(CaseDataset):
         z, y, x = _original(roi, at)
         return z, y, x
 
-    def _augmented(self, image: Tensor, rng: np.random.Generator) -> Tensor:
-        """The intensities, other than 0, changed as between modalities and scanners."""
-        is_inside = image > 0
-        if rng.random() < INVERTED:
-            image = 255 - image
-        self.augment.set_random_state(int(rng.integers(2**31)))
-        changed = self.augment(image[None])[0]
-        return normalise(torch.where(is_inside, changed.clamp(min=1e-3), 0.0))
-
-    def _turned(
-        self,
-        name: str,
-        image: Tensor,
-        truth: np.ndarray,
-        mask: np.ndarray,
-        points: np.ndarray,
-        labels: np.ndarray,
-        rng: np.random.Generator,
-    ) -> Batch:
+    def _turned(self, name: str, view: View, mask: np.ndarray, rng: np.random.Generator) -> Batch:
         """The sample with its axes flipped and exchanged at random."""
-        volumes = [image, torch.from_numpy(truth), torch.from_numpy(mask).float()]
+        volumes = [view.image, torch.from_numpy(view.truth), torch.from_numpy(mask).float()]
         flipped = np.flatnonzero(rng.random(3) < 0.5).tolist()
         order = rng.permutation(3).tolist() if rng.random() < PERMUTED else [0, 1, 2]
-        image, target, start = (v.flip(flipped).permute(order)[None, None] for v in volumes)
-        points = points.copy()
+        image, truth, start = (v.flip(flipped).permute(order)[None, None] for v in volumes)
+        points, labels = view.points.copy(), view.labels
         points[:, flipped] = self.size - 1 - points[:, flipped]
         corners = np.isin(labels, (2, 3))
         points[corners] = np.sort(points[corners], axis=0)  # lower and upper, again
         points = np.ascontiguousarray(points[:, order])
         draws = torch.from_numpy(rng.random((1, 2 * ADAPTIVE_ROUNDS)))
         begin = Start(torch.from_numpy(points)[None], torch.from_numpy(labels)[None], start)
-        return Batch(image.contiguous(), target.contiguous(), draws, (name,), {}, begin)
+        return Batch(image.contiguous(), truth.contiguous(), draws, (name,), {}, begin)
 
 
 def has_shapes(case: PreparedCase) -> bool:
@@ -231,29 +258,13 @@ def _labels_in(path: Path) -> np.ndarray:
     return map_volumes(path)[1]
 
 
-def intensity_transforms():  # type: ignore[no-untyped-def]
-    """MONAI's, on (1, S, S, S) images of values 0..255."""
-    from monai.transforms import (
-        Compose,
-        EnsureType,
-        RandAdjustContrast,
-        RandBiasField,
-        RandGaussianNoise,
-        RandGaussianSmooth,
-        RandSimulateLowResolution,
-    )
+def _slice_sides(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[int, int]:
+    """Height and width of the slices that a box is made in: those of the case, or wider ones.
 
-    blur = dict.fromkeys(("sigma_x", "sigma_y", "sigma_z"), (0.3, 1.2))
-    return Compose(
-        [
-            RandAdjustContrast(prob=0.4, gamma=(0.6, 1.7)),
-            RandBiasField(prob=0.15, degree=2, coeff_range=(0.0, 0.2)),
-            RandGaussianSmooth(prob=0.15, **blur),
-            RandSimulateLowResolution(prob=0.1, zoom_range=(0.5, 1.0)),
-            RandGaussianNoise(prob=0.3, std=15.0),
-            EnsureType(track_meta=False),
-        ]
-    )
+    The challenge moves boxes the farther the larger the slices are.
+    """
+    side = int(rng.integers(*FULL_SIDES, endpoint=True)) if rng.random() < FULL_SLICES else 0
+    return max(side, shape[1]), max(side, shape[2])
 
 
 def jitter(bounds: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -266,9 +277,6 @@ def jitter(bounds: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def perturbed_mask(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A (M, M, M) bool mask as an earlier round may have left it: wrong in smooth places."""
-    from edt import sdf
-    from scipy import ndimage
-
     voxels = len(mask) / 32
     coarse = ndimage.gaussian_filter(rng.standard_normal([16] * 3), rng.uniform(0.5, 2))
     noise = ndimage.zoom(coarse / coarse.std(), len(mask) / 16, order=1)
