@@ -22,13 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.evaluation.simulated_prompts import challenge_boxes
+from utils.formats.images import read_pair
+from utils.formats.intensity import CT_WINDOWS, scale_percentiles, scale_window
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from utils.evaluation.simulated_prompts import challenge_boxes  # noqa: E402
-from utils.formats.images import read_pair  # noqa: E402
-from utils.formats.intensity import CT_WINDOWS, scale_percentiles, scale_window  # noqa: E402
-
 # The AAL regions of object 1, 2, ..., by how their names begin; "Cerebelum" is AAL's spelling.
 # No hippocampus: it runs aslant, so a box from its middle slice misses up to half of it.
 BRAIN_OBJECTS = (
@@ -44,7 +44,7 @@ BRAIN_OBJECTS = (
 BRAIN_MARGIN_MM = 5.0  # around all regions of the atlas
 TUMOUR_MARGIN_MM = 70.0  # leaves about the 192 mm that the model sees
 
-SEED = 2025  # of the boxes' shifts, anew for each case
+SEED = 2025  # draws the shifts of the boxes, anew for each case
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Sample:
 def region_around(
     mask: np.ndarray, margin_mm: float, spacing: tuple[float, float, float]
 ) -> tuple[slice, ...]:
-    """The bounding box of a (z, y, x) mask with a margin, as far as the volume goes."""
+    """The bounding box of a (D, H, W) mask with a margin, as far as the volume goes."""
     margin = np.ceil(margin_mm / np.array(spacing)).astype(int)
     voxels = np.argwhere(mask)
     start = np.maximum(voxels.min(axis=0) - margin, 0)
@@ -86,7 +86,7 @@ def read_atlas(mricron: Path) -> tuple[Sample, dict[str, int]]:
 
 
 def read_brain(mricron: Path) -> Sample:
-    """BRAIN_OBJECTS alone."""
+    """The atlas's image with BRAIN_OBJECTS alone."""
     atlas, labels = read_atlas(mricron)
     seg = np.zeros_like(atlas.seg)
     for label, beginnings in enumerate(BRAIN_OBJECTS, 1):
@@ -106,7 +106,7 @@ def read_lung(pyradiomics: Path) -> Sample:
 
 def write_sample(sample: Sample, input_path: Path, gts_path: Path) -> None:
     """Write a case and its truth as the challenge stores them; spacing becomes (x, y, z)."""
-    boxes = challenge_boxes(sample.seg, np.arange(1, sample.seg.max() + 1), SEED)
+    boxes = challenge_boxes(sample.seg, range(1, sample.seg.max() + 1), SEED)
     spacing = np.array(sample.spacing[::-1], np.float64)
     np.savez_compressed(input_path, imgs=sample.image, spacing=spacing, boxes=boxes)
     np.savez_compressed(gts_path, gts=sample.seg, spacing=spacing)

@@ -13,18 +13,18 @@ import argparse
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.evaluation.simulated_prompts import challenge_boxes  # noqa: E402
-from utils.formats.atomic import atomic_write  # noqa: E402
-from utils.formats.case import label_values  # noqa: E402
-from utils.formats.images import read_pair  # noqa: E402
-from utils.formats.intensity import CT_WINDOWS, scale_percentiles, scale_window  # noqa: E402
+from utils.evaluation.simulated_prompts import challenge_boxes
+from utils.formats.atomic import atomic_write
+from utils.formats.case import label_values
+from utils.formats.images import read_pair
+from utils.formats.intensity import CT_WINDOWS, scale_percentiles, scale_window
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -40,15 +40,20 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="CT, in HU, is windowed; others are scaled between percentiles",
     )
     parser.add_argument("--dataset", required=True, help="name for the data set")
-    parser.add_argument("--channel", type=int, default=0, help="of images with several")
+    parser.add_argument("--channel", type=int, default=0, help="which of an image's channels")
     parser.add_argument(
         "--window",
         choices=CT_WINDOWS,
         default="abdomen",
-        help="of CT: "
+        help="what a CT shows: "
         + ", ".join(f"{k} (level {v[0]:g}, width {v[1]:g} HU)" for k, v in CT_WINDOWS.items()),
     )
-    parser.add_argument("--split", choices=("Tr", "Ts"), default="Tr")
+    parser.add_argument(
+        "--split",
+        choices=("Tr", "Ts"),
+        default="Tr",
+        help="imagesTr or imagesTs",
+    )
     return parser
 
 
@@ -64,7 +69,7 @@ def find_pairs(folder: Path, split: str, channel: int) -> list[tuple[str, Path, 
     return pairs
 
 
-def convert(image_path: Path, labels_path: Path, args: argparse.Namespace) -> dict[str, np.ndarray]:
+def convert(image_path: Path, labels_path: Path, args: argparse.Namespace) -> dict[str, Any]:
     """The arrays of a challenge case.
 
     Raises:
@@ -87,13 +92,13 @@ def convert(image_path: Path, labels_path: Path, args: argparse.Namespace) -> di
             grey = scale_percentiles(image)
     except ValueError as error:
         raise ValueError(f"{image_path.name}: {error}") from error
-    # Of the name: the same boxes whatever else is in the folder.
+    # From the name: the same boxes whatever else is in the folder.
     seed = zlib.crc32(labels_path.name.encode())
     return {
         "imgs": grey,
         "gts": seg.astype(np.min_scalar_type(int(labels[-1]))),
         "spacing": np.array(spacing[::-1], np.float64),
-        "boxes": challenge_boxes(seg, labels, seed),
+        "boxes": challenge_boxes(seg, labels.tolist(), seed),
     }
 
 

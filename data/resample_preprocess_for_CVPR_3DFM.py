@@ -22,17 +22,19 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.formats.atomic import atomic_write  # noqa: E402
-from utils.formats.case import read_geometry, read_volumes  # noqa: E402
-from utils.formats.npz import MAX_VOLUME_BYTES, CaseError, fingerprint  # noqa: E402
-from utils.formats.prepared import source_of, write_prepared  # noqa: E402
+from utils.formats.atomic import atomic_write
+from utils.formats.case import read_geometry, read_volumes
+from utils.formats.npz import MAX_VOLUME_BYTES, CaseError, fingerprint
+from utils.formats.prepared import source_of, write_prepared
+from utils.formats.resample import zoom_linear, zoom_nearest, zoomed_shape
 
-VERSION = 1  # of what is written; another one prepares all cases anew
+VERSION = 1  # of the content of prepared files; with another one all cases are prepared anew
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,11 @@ class Task:
 
     Attributes:
         name: Its path below the folders.
-        path: Of the source.
-        target: Of the prepared case.
-        spacing: In mm, along all axes; None: that of the case.
-        source: Identifies the source and how it is prepared.
-        size: Of the prepared case at most, in bytes.
+        path: The source.
+        target: The prepared case.
+        spacing: Voxel side of the prepared case in mm; None: the grid of the source is kept.
+        source: Digest of the source and of how it is prepared.
+        size: Bytes that the prepared case has at most.
     """
 
     name: str
@@ -83,11 +85,9 @@ def plan(path: Path, args: argparse.Namespace) -> Task:
     """What is to be done for a case.
 
     Raises:
-        CaseError: It can't be used.
+        CaseError: The case can't be used.
         OSError: It can't be read.
     """
-    from utils.formats.resample import zoomed_shape
-
     target = None if args.native else args.spacing
     shape, label_bytes, spacing = read_geometry(path)
     try:
@@ -115,11 +115,6 @@ def plan(path: Path, args: argparse.Namespace) -> Task:
 
 def prepare(task: Task) -> str:
     """Prepare a case; returns why it can't be, or ""."""
-    import numpy as np
-    import torch
-
-    from utils.formats.resample import zoom_linear, zoom_nearest, zoomed_shape
-
     torch.set_num_threads(1)
     try:
         image, gts, spacing = read_volumes(task.path)
@@ -157,7 +152,7 @@ def plan_all(paths: list[Path], args: argparse.Namespace) -> tuple[list[Task], d
 
 
 def ignore_interrupts() -> None:
-    """In a worker: Ctrl-C reaches all processes, and the first one decides."""
+    """Leave Ctrl-C, which reaches all processes, to the first one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -171,37 +166,11 @@ def write_failed(path: Path, failed: dict[str, str]) -> None:
         file.write("".join(lines).encode())
 
 
-def main(args: argparse.Namespace) -> int:
-    """Returns the exit status: 0, 1 if a case failed, 2 if nothing can be done, 130 if stopped."""
-    if args.output.resolve().is_relative_to(args.input.resolve()):
-        print(f"--output {args.output}: expected a folder outside of --input", file=sys.stderr)
-        return 2
-    if not args.spacing > 0 or args.workers < 1:
-        print("--spacing and --workers: expected more than 0", file=sys.stderr)
-        return 2
-    paths = sorted(args.input.rglob("*.npz"))
-    if not paths:
-        print(f"no cases: expected .npz files in {args.input}", file=sys.stderr)
-        return 2
-    args.output.mkdir(parents=True, exist_ok=True)
-    tasks, failed = plan_all(paths, args)
-    needed = sum(task.size for task in tasks)
-    free = shutil.disk_usage(args.output).free
-    replaced = sum(task.target.exists() for task in tasks)
-    note = f" ({replaced} in place of ones made of other files or options)" if replaced else ""
-    print(
-        f"{len(paths)} cases: {len(paths) - len(tasks) - len(failed)} are there, {len(failed)} "
-        f"can't be used, {len(tasks)} to do{note}, which take at most {needed / 1e9:.1f} GB of the "
-        f"{free / 1e9:.1f} GB free in {args.output}",
-        flush=True,
-    )
-    write_failed(args.output / "failed.tsv", failed)
-    if needed > free:
-        print("not enough space: nothing was done", file=sys.stderr)
-        return 2
+def prepare_all(tasks: list[Task], failed: dict[str, str], workers: int, failed_path: Path) -> int:
+    """Prepare cases, and list those that fail with the others; returns the exit status."""
     # Other than forked ones, spawned workers inherit no threads of torch that hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(args.workers, context, initializer=ignore_interrupts)
+    pool = ProcessPoolExecutor(workers, context, initializer=ignore_interrupts)
     try:
         futures = {pool.submit(prepare, task): task for task in tasks}
         bar = tqdm(as_completed(futures), total=len(futures), unit="case")
@@ -221,10 +190,42 @@ def main(args: argparse.Namespace) -> int:
         return 1
     finally:
         pool.shutdown(cancel_futures=True)
-        write_failed(args.output / "failed.tsv", failed)
+        write_failed(failed_path, failed)
     if failed:
-        print(f"{len(failed)} cases failed, see {args.output / 'failed.tsv'}", file=sys.stderr)
+        print(f"{len(failed)} cases failed, see {failed_path}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def main(args: argparse.Namespace) -> int:
+    """Returns the exit status: 0, 1 if a case failed, 2 if nothing can be done, 130 if stopped."""
+    if args.output.resolve().is_relative_to(args.input.resolve()):
+        print(f"--output {args.output}: expected a folder outside of --input", file=sys.stderr)
+        return 2
+    if not args.spacing > 0 or args.workers < 1:
+        print("--spacing and --workers: expected more than 0", file=sys.stderr)
+        return 2
+    paths = sorted(args.input.rglob("*.npz"))
+    if not paths:
+        print(f"no cases: expected .npz files in {args.input}", file=sys.stderr)
+        return 2
+    args.output.mkdir(parents=True, exist_ok=True)
+    failed_path = args.output / "failed.tsv"
+    tasks, failed = plan_all(paths, args)
+    needed = sum(task.size for task in tasks)
+    free = shutil.disk_usage(args.output).free
+    replaced = sum(task.target.exists() for task in tasks)
+    note = f" ({replaced} in place of ones made of other files or options)" if replaced else ""
+    print(
+        f"{len(paths)} cases: {len(paths) - len(tasks) - len(failed)} are there, {len(failed)} "
+        f"can't be used, {len(tasks)} to do{note}, which take at most {needed / 1e9:.1f} GB of the "
+        f"{free / 1e9:.1f} GB free in {args.output}",
+        flush=True,
+    )
+    write_failed(failed_path, failed)
+    if needed > free:
+        print("not enough space: nothing was done", file=sys.stderr)
+        return 2
+    return prepare_all(tasks, failed, args.workers, failed_path)
 
 
 if __name__ == "__main__":
