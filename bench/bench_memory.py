@@ -9,27 +9,29 @@ of memory to make it.
 
 import argparse
 import json
-import multiprocessing
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "bench"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench_encoder import device_name  # noqa: E402
-from bench_infer import run_process, write_case  # noqa: E402
-
-from utils.formats.case import read_case  # noqa: E402
-from utils.inference.published import SMALL  # noqa: E402
+from bench.common import (
+    ROOT,
+    origin,
+    print_header,
+    print_row,
+    run_process,
+    size_text,
+    write_case,
+)
+from utils.formats.case import read_case
+from utils.inference.published import SMALL
 
 SHAPE, SPACING = (700, 1024, 1024), (0.4, 0.4, 0.7)  # (z, y, x); (x, y, z) in mm
 LIMIT_GB = 8.0
-Process = multiprocessing.get_context("spawn").Process
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -44,10 +46,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def write_scan(path: Path, case_path: Path, dtype: type) -> None:
     """The case as an image in HU, with its prompts beside it."""
-    import SimpleITK as sitk
-
     case = read_case(case_path)
-    values = np.empty(case.shape, dtype)
+    values: np.ndarray = np.empty(case.shape, dtype)
     for plane, grey in zip(values, case.image, strict=True):
         plane[:] = grey * (400 / 255) - 160.0
     image = sitk.GetImageFromArray(values)
@@ -60,35 +60,28 @@ def write_scan(path: Path, case_path: Path, dtype: type) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Returns 1 if a run took more than LIMIT_GB."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    print(f"{device_name(args.device)}; {SMALL}; commit {commit}\n")
-    shape = " x ".join(map(str, args.shape))
-    print(f"| infer.py --preview, {shape}, {args.objects} boxes | seconds | peak memory |")
-    print("|---|---|---|")
+    print(f"{origin(args.device)}; {SMALL}\n")
+    title = f"infer.py --preview, {size_text(args.shape)}, {args.objects} boxes"
+    print_header(title, "seconds", "peak memory")
     peaks = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         case = folder / "npz" / "case.npz"
-        write_case(case, tuple(args.shape), SPACING, objects=args.objects)
+        write_case(case, args.shape, SPACING, args.objects)
         for path, dtype in (
             (case, None),
             (folder / "int16.nii", np.int16),
             (folder / "float32.nii", np.float32),
         ):
             if dtype is not None:
-                # In a process of its own: a child's peak begins with the memory of its parent.
-                maker = Process(target=write_scan, args=(path, case, dtype))
-                maker.start()
-                maker.join()
+                write_scan(path, case, dtype)
             seconds, peak = run_process(
                 ROOT / "infer.py",
                 *("--inputs", path, "--outputs", folder / "out", "--checkpoint"),
                 *(ROOT / "ckpt" / SMALL, "--device", args.device, "--preview"),
             )
             peaks.append(peak)
-            print(f"| {path.name} | {seconds:.0f} s | {peak:.1f} GB |", flush=True)
+            print_row(path.name, f"{seconds:.0f} s", f"{peak:.1f} GB")
             if dtype is not None:
                 path.unlink()
     return int(max(peaks) > LIMIT_GB)

@@ -4,15 +4,13 @@
     python bench/bench_train.py --device cuda
 
 Step: forward and backward of all rounds of the published loop, the same on medim's network and on
-this one, with the same seeded weights, ROIs and clicks; each row is a process of its own.
-On a CPU train.py lets freed memory be kept. Samples: of the published recipe, from the same volumes
-at 1.5 mm, the other way being what the original's dataset class does: NIfTI files through SimpleITK
-and TorchIO. Preprocessing: beside
-scipy.ndimage.zoom as the original calls it. Both on one core. Volumes are synthetic.
+this one, with the same seeded weights, ROIs and clicks; each row is a process of its own. On a CPU
+train.py lets freed memory be kept. Preprocessing: beside scipy.ndimage.zoom as the original calls
+it. Samples: those of the published recipe, beside what the original's dataset class does with the
+same volumes as NIfTI files, by SimpleITK and TorchIO. Both on one core. Volumes are synthetic.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -20,18 +18,36 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
+import torch
+import torchio as tio
+from monai.losses import DiceCELoss
+from scipy.ndimage import zoom
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "bench"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench_encoder import (  # noqa: E402
+from bench.common import (
+    TINY,
     build_seeded,
-    device_name,
-    get_args_parser,
-    run_row,
+    build_seeded_medim,
+    in_new_process,
+    network_parser,
+    origin,
+    print_header,
+    print_row,
+    size_text,
     time_and_memory,
 )
+from segment_anything import Sam3D
+from segment_anything.predictor3D import PRECISIONS
+from utils.formats.case import read_volumes
+from utils.formats.prepared import map_volumes, write_prepared
+from utils.formats.resample import zoom_linear, zoom_nearest, zoomed_shape
+from utils.runtime.memory import keep_freed_memory
+from utils.training.batch import Batch
+from utils.training.dataset import RoiDataset, find_cases
+from utils.training.published_step import ROUNDS, PublishedStep
+from utils.training.step import Clicks, recompute_attention
 
 NETWORKS = {
     "medim": "medim's network",
@@ -40,49 +56,43 @@ NETWORKS = {
     "saving": "this one, --save_memory",
 }
 STEPS = {"cpu": [(1, "fp32")], "cuda": [(2, "bf16"), (6, "bf16")]}  # batch size, precision
+WITHOUT_POINT = 4  # the round, beside the last, that has no click
 SHAPE, SPACING = (240, 320, 320), (2.0, 0.8, 0.8)  # raw cases: voxels and mm in (z, y, x)
-SIZE = 128
+TINY_SHAPE = (54, 136, 130)  # 72 x 73 x 69 at 1.5 mm: labels need more than 1000 voxels
+TARGET_SPACING = 1.5  # mm
 
 
-def build(network: str):
+def get_args_parser() -> argparse.ArgumentParser:
+    return network_parser(__doc__, repeats=5)
+
+
+def build(network: str, is_tiny: bool) -> Sam3D:
     """Both networks with the same weights; medim's has no embeddings for corners of boxes."""
-    import torch
-
-    from segment_anything import Sam3D
-
-    torch.manual_seed(0)  # of the positional encoding, a buffer
-    ours = build_seeded()
+    ours = build_seeded(is_tiny)
     if not network.startswith("medim"):
         return ours.train()
-    from medim.models.sam_med3d import build_sam3D_vit_b_ori
-
-    theirs = build_sam3D_vit_b_ori()
+    theirs = build_seeded_medim(is_tiny)
     weights = ours.state_dict()
     theirs.load_state_dict({name: weights[name] for name in theirs.state_dict()})
     return Sam3D(theirs.image_encoder, theirs.prompt_encoder, theirs.mask_decoder).train()
 
 
-def measure_step(network: str, device: str, batch: int, precision: str, repeats: int) -> dict:
+def measure_step(
+    network: str, args: argparse.Namespace, batch: int, precision: str
+) -> tuple[float, float, list[float]]:
     """Seconds, GB beyond the weights, and the losses of the rounds."""
-    import torch
-    from monai.losses import DiceCELoss
-
-    from segment_anything.predictor3D import PRECISIONS
-    from utils.runtime.memory import keep_freed_memory
-    from utils.training.batch import Batch
-    from utils.training.published_step import ROUNDS, PublishedStep
-    from utils.training.step import Clicks, recompute_attention
-
+    device = args.device
     if device == "cpu" and network != "medim":
         keep_freed_memory()  # as train.py does
     loss = DiceCELoss(sigmoid=True, squared_pred=True)
-    model = build(network).to(device)
+    model = build(network, args.tiny).to(device)
     recompute_attention(model, network == "saving")
-    loop = PublishedStep(model, loss, save_memory=network == "saving")
+    loop, side = PublishedStep(model, loss, save_memory=network == "saving"), model.img_size
     generator = torch.Generator().manual_seed(1)
-    image = torch.randn(batch, 1, SIZE, SIZE, SIZE, generator=generator).to(device)
+    image = torch.randn(batch, 1, side, side, side, generator=generator).to(device)
     truth = torch.zeros(image.shape, dtype=torch.bool, device=device)
-    truth[..., 40:90, 30:100, 50:80] = True
+    (z0, y0, x0), (z1, y1, x1) = np.array([(40, 30, 50), (90, 100, 80)]) * side // 128
+    truth[..., z0:z1, y0:y1, x0:x1] = True
     draws = torch.rand(batch, ROUNDS, generator=generator).to(device)
     samples = Batch(image, truth, draws, (), {})
     is_cast = precision != "fp32"
@@ -90,38 +100,43 @@ def measure_step(network: str, device: str, batch: int, precision: str, repeats:
     def step() -> None:
         loop.zero_grad()
         with torch.autocast(device, PRECISIONS[precision], enabled=is_cast):
-            output = loop.play(samples, without_point=4)
+            output = loop.play(samples, WITHOUT_POINT)
         output.loss.backward()
 
-    seconds, memory, _ = time_and_memory(step, device, 1, repeats)
-    points = torch.randint(SIZE, (ROUNDS, batch, 1, 3), generator=generator)
+    seconds, memory, _ = time_and_memory(step, device, 1, args.repeats)
+    points = torch.randint(side, (ROUNDS, batch, 1, 3), generator=generator)
     labels = torch.randint(2, (ROUNDS, batch, 1), generator=generator)
     # Those made by the loop may differ: a logit near 0 moves all ranks behind it.
     clicks = Clicks(points.to(device), labels.to(device))
     with torch.no_grad(), torch.autocast(device, PRECISIONS[precision], enabled=is_cast):
-        losses = loop.play(samples, 4, clicks).round_losses.tolist()
-    return {"seconds": seconds, "memory": memory, "losses": losses}
+        losses = loop.play(samples, WITHOUT_POINT, clicks).round_losses.tolist()
+    return seconds, memory, losses
 
 
 def compare_steps(args: argparse.Namespace) -> dict[int, float]:
-    """Prints the table; returns this network's seconds by batch size, with --save_memory."""
-    print("| step | batch | precision | seconds | faster | memory | share | losses differ by |")
-    print("|---|---|---|---|---|---|---|---|")
+    """Print the table; returns this network's seconds by batch size, with --save_memory."""
+    names = "seconds", "faster", "memory", "share", "losses differ by"
+    print_header("step", "batch", "precision", *names)
     found = {}
     for batch, precision in STEPS[args.device]:
-        row = dict(device=args.device, batch=batch, precision=precision, repeats=args.repeats)
-        rows = {network: run_row(__file__, network=network, **row) for network in NETWORKS}
-        reference = rows["medim"]
-        for network, row in rows.items():
-            pairs = zip(row["losses"], reference["losses"], strict=True)
-            difference = max(abs(a - b) / b for a, b in pairs)
-            print(
-                f"| {NETWORKS[network]} | {batch} | {precision} | {row['seconds']:.2f} "
-                f"| {reference['seconds'] / row['seconds']:.1f} x | +{row['memory']:.2f} GB "
-                f"| {row['memory'] / reference['memory']:.2f} | {difference:.0e} |",
-                flush=True,
+        rows = {
+            network: in_new_process(measure_step, network, args, batch, precision)
+            for network in NETWORKS
+        }
+        their_seconds, their_memory, their_losses = rows["medim"]
+        for network, (seconds, memory, losses) in rows.items():
+            pairs = zip(losses, their_losses, strict=True)
+            print_row(
+                NETWORKS[network],
+                batch,
+                precision,
+                f"{seconds:.2f}",
+                f"{their_seconds / seconds:.1f} x",
+                f"+{memory:.2f} GB",
+                f"{memory / their_memory:.2f}",
+                f"{max(abs(a - b) / b for a, b in pairs):.0e}",
             )
-        found[batch] = rows["saving"]["seconds"]
+        found[batch] = rows["saving"][0]
     return found
 
 
@@ -139,7 +154,7 @@ def make_volume(seed: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, np.
 
 
 def per_second(work: Callable[[int], object], count: int) -> float:
-    """How often `work` is done, after once to warm up."""
+    """How often `work` is done in a second, after once to warm up."""
     work(0)
     start = time.perf_counter()
     for i in range(count):
@@ -147,24 +162,20 @@ def per_second(work: Callable[[int], object], count: int) -> float:
     return count / (time.perf_counter() - start)
 
 
-def original_dataset(folder: Path) -> Callable[[int], object]:
+def original_dataset(folder: Path, side: int) -> Callable[[int], object]:
     """What the original's dataset class does for a sample, on NIfTI files at 1.5 mm."""
-    import SimpleITK as sitk
-    import torch
-    import torchio as tio
-
     images = sorted(folder.glob("*_image.nii.gz"))
     rng = np.random.default_rng(0)
     transform = tio.Compose(
         [
             tio.ToCanonical(),
-            tio.CropOrPad(mask_name="label", target_shape=(SIZE,) * 3),
+            tio.CropOrPad(mask_name="label", target_shape=(side,) * 3),
             tio.RandomFlip(axes=(0, 1, 2)),
         ]
     )
     normalise = tio.ZNormalization(masking_method=lambda x: x > 0)
 
-    def sample(i: int):
+    def sample(i: int) -> tio.Subject:
         path = images[i % len(images)]
         image, gts = (
             sitk.GetArrayFromImage(sitk.ReadImage(str(p)))
@@ -180,89 +191,78 @@ def original_dataset(folder: Path) -> Callable[[int], object]:
     return sample
 
 
-def compare_data(folder: Path, args: argparse.Namespace, steps: dict[int, float]) -> None:
-    import SimpleITK as sitk
-    import torch
-    from scipy.ndimage import zoom
+def compare_preprocessing(folder: Path, shape: tuple[int, int, int], repeats: int) -> None:
+    target = zoomed_shape(shape, SPACING, TARGET_SPACING)
+    factors = [spacing / TARGET_SPACING for spacing in SPACING]
+    image, gts = make_volume(0, shape)
 
-    from utils.formats.case import read_volumes
-    from utils.formats.prepared import map_volumes, write_prepared
-    from utils.formats.resample import zoom_linear, zoom_nearest, zoomed_shape
-    from utils.training.dataset import RoiDataset, find_cases
-
-    torch.set_num_threads(1)
-    shape = zoomed_shape(SHAPE, SPACING, 1.5)
-    factors = [s / 1.5 for s in SPACING]
-    image, gts = make_volume(0, SHAPE)
-
-    def original(_: int):
+    def original(_: int) -> tuple[np.ndarray, np.ndarray]:
         return zoom(image, factors, order=1), zoom(gts, factors, order=0)
 
-    def ours(_: int):
-        return zoom_linear(image, shape), zoom_nearest(gts, shape)
+    def ours(_: int) -> tuple[np.ndarray, np.ndarray]:
+        return zoom_linear(image, target), zoom_nearest(gts, target)
 
-    same = [np.abs(a.astype(int) - b) for a, b in zip(original(0), ours(0), strict=True)]
-    voxels = np.prod(SHAPE) / 1e6
-    rates = [voxels * per_second(work, args.repeats) for work in (original, ours)]
-    raw = folder / "raw.npz"
-    np.savez_compressed(raw, imgs=image, gts=gts, spacing=np.array(SPACING[::-1]))
-
-    def whole(_: int):
-        image, gts, spacing = read_volumes(raw)
-        image, gts = zoom_linear(image, shape), zoom_nearest(gts, shape)
+    def whole(_: int) -> None:
+        image, gts, spacing = read_volumes(folder / "raw.npz")
+        image, gts = zoom_linear(image, target), zoom_nearest(gts, target)
         write_prepared(folder / "prepared.npz", image, gts, spacing, b"")
 
-    rates.append(voxels * per_second(whole, args.repeats))
-    print(
-        f"\n| preprocessing, a core, {' x '.join(map(str, SHAPE))} | Mvoxels/s | faster | "
-        f"grey levels, labels that differ |\n|---|---|---|---|\n"
-        f"| scipy zoom as the original calls it | {rates[0]:.1f} | | |\n"
-        f"| this one | {rates[1]:.1f} | {rates[1] / rates[0]:.1f} x | at most {same[0].max()}, "
-        f"{100 * np.mean(same[1] > 0):.3f} % |\n"
-        f"| this one, with reading, boxes and writing | {rates[2]:.1f} | | |\n"
+    np.savez_compressed(folder / "raw.npz", imgs=image, gts=gts, spacing=np.array(SPACING[::-1]))
+    grey, labels = (np.abs(a.astype(int) - b) for a, b in zip(original(0), ours(0), strict=True))
+    voxels = np.prod(shape) / 1e6
+    theirs, mine, all_of_it = (
+        voxels * per_second(work, repeats) for work in (original, ours, whole)
     )
+    title = f"preprocessing, a core, {size_text(shape)}"
+    print_header(title, "Mvoxels/s", "faster", "grey levels, labels that differ")
+    print_row("scipy zoom as the original calls it", f"{theirs:.1f}", "", "")
+    differ = f"at most {grey.max()}, {100 * np.mean(labels > 0):.3f} %"
+    print_row("this one", f"{mine:.1f}", f"{mine / theirs:.1f} x", differ)
+    print_row("this one, with reading, boxes and writing", f"{all_of_it:.1f}", "", "")
 
-    (folder / "raw.npz").unlink()
-    (folder / "prepared.npz").unlink()
+
+def compare_samples(folder: Path, shape: tuple[int, int, int], side: int, repeats: int) -> float:
+    """Print the table; returns how many samples of `side`^3 a worker of ours makes in a second.
+
+    `shape` is that of the volumes at 1.5 mm.
+    """
     for seed in range(4):
-        image, gts = (v[: shape[0], : shape[1], : shape[2]] for v in make_volume(seed, (320,) * 3))
-        write_prepared(folder / f"{seed}.npz", image, gts, (1.5,) * 3, b"")
-        for name, array in zip(
-            ("image", "label"), map_volumes(folder / f"{seed}.npz"), strict=True
-        ):
-            sitk.WriteImage(
-                sitk.GetImageFromArray(np.array(array)), str(folder / f"{seed}_{name}.nii.gz")
-            )
+        volumes = make_volume(seed, (max(shape),) * 3)
+        image, gts = (volume[: shape[0], : shape[1], : shape[2]] for volume in volumes)
+        write_prepared(folder / f"{seed}.npz", image, gts, (TARGET_SPACING,) * 3, b"")
+        arrays = map_volumes(folder / f"{seed}.npz")
+        for name, array in zip(("image", "label"), arrays, strict=True):
+            path = folder / f"{seed}_{name}.nii.gz"
+            sitk.WriteImage(sitk.GetImageFromArray(np.array(array)), str(path))
     cases, _ = find_cases([folder])
-    dataset = RoiDataset(cases, SIZE)
-    theirs = per_second(original_dataset(folder), 2 * args.repeats)
-    mine = per_second(lambda i: dataset[(i, i % len(cases))], 20 * args.repeats)
-    print(
-        f"| samples, a worker, {' x '.join(map(str, cases[0].shape))} at 1.5 mm | per second "
-        f"| faster |\n|---|---|---|\n"
-        f"| as the original's dataset class makes them | {theirs:.2f} | |\n"
-        f"| this one | {mine:.1f} | {mine / theirs:.1f} x |\n"
-    )
+    dataset = RoiDataset(cases, side)
+    theirs = per_second(original_dataset(folder, side), 2 * repeats)
+    mine = per_second(lambda i: dataset[(i, i % len(cases))], 20 * repeats)
+    print_header(f"samples, a worker, {size_text(shape)} at 1.5 mm", "per second", "faster")
+    print_row("as the original's dataset class makes them", f"{theirs:.2f}", "")
+    print_row("this one", f"{mine:.1f}", f"{mine / theirs:.1f} x")
+    return mine
+
+
+def main(args: argparse.Namespace) -> None:
+    print(f"{origin(args.device)}\n")
+    steps = compare_steps(args)
+    torch.set_num_threads(1)
+    shape, side = (TINY_SHAPE, TINY["img_size"]) if args.tiny else (SHAPE, 128)
+    with tempfile.TemporaryDirectory() as raw, tempfile.TemporaryDirectory() as prepared:
+        print()
+        compare_preprocessing(Path(raw), shape, args.repeats)
+        print()
+        target = zoomed_shape(shape, SPACING, TARGET_SPACING)
+        samples = compare_samples(Path(prepared), target, side, args.repeats)
+    print()
     for batch, seconds in steps.items():
         rate = batch / seconds
         print(
             f"A step of batch {batch} in {seconds:.2f} s on this {args.device} takes {rate:.1f} "
-            f"samples per second: {max(1, int(np.ceil(rate / mine)))} worker(s)."
+            f"samples per second: {max(1, int(np.ceil(rate / samples)))} worker(s)."
         )
 
 
-def main(args: argparse.Namespace) -> None:
-    import torch
-
-    print(f"{device_name(args.device)}; torch {torch.__version__}\n")
-    steps = compare_steps(args)
-    with tempfile.TemporaryDirectory() as folder:
-        compare_data(Path(folder), args, steps)
-
-
 if __name__ == "__main__":
-    args = get_args_parser(__doc__).parse_args()
-    if args.one:
-        print(json.dumps(measure_step(**json.loads(args.one))))
-    else:
-        main(args)
+    main(get_args_parser().parse_args())

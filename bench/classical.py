@@ -13,29 +13,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
+from skimage.measure import label as connected_regions
+from skimage.segmentation import random_walker as walk
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from segment_anything.bounds import around, roi_of  # noqa: E402
-from segment_anything.patches import Patch, assemble  # noqa: E402
-from segment_anything.predictor3D import Canvas  # noqa: E402
-from segment_anything.prompts import Prompts  # noqa: E402
-from segment_anything.roi import Roi, crop_roi_averaged  # noqa: E402
-from utils.formats.case import Case, read_case, write_case  # noqa: E402
+from segment_anything.bounds import around, roi_of
+from segment_anything.patches import Patch, assemble
+from segment_anything.predictor3D import Canvas
+from segment_anything.prompts import Prompts
+from segment_anything.roi import Roi, crop_roi_averaged
+from utils.formats.case import Case, read_case, write_case
 
-SIZE = 40  # voxels of the region along each side
-BOX_FACTOR = 1.25  # sides of the region over those of the box
-CLICKED = 60.0  # mm, its sides where there is no box
-CORE = 0.6  # of the box's sides: an ellipsoid that is taken for foreground
-CLICK_RADIUS = 1.5  # voxels of the region, taken to be as the click says
-BETA = 1000.0  # of the random walker; better than scikit-image's 130 here
-TOLERANCES = np.linspace(0.25, 3.0, 12)  # of the seeds' standard deviations, for region growing
-FILL = 0.52  # of its box that an ellipsoid fills: pi / 6
+SIZE = 40  # voxels along each side of the ROI
+BOX_FACTOR = 1.25  # sides of the ROI over those of the box
+CLICKED = 60.0  # mm, sides of the ROI where there is no box
+CORE = 0.6  # sides over those of the box, of the ellipsoid that is taken for foreground
+CLICK_RADIUS = 1.5  # voxels of the ROI, taken to be as the click says
+BETA = 1000.0  # the random walker's; better than scikit-image's 130 here
+TOLERANCES = np.linspace(0.25, 3.0, 12)  # in standard deviations of the seeds' grey values
+FILL = 0.52  # share of its box that an ellipsoid fills: pi / 6
+
+Method = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
-def region_of(prompts: Prompts, case: Case) -> Roi | None:
-    """Round the box, or round the first foreground click; None without either."""
+def choose_roi(prompts: Prompts, case: Case) -> Roi | None:
+    """The ROI round the box, or round the first foreground click; None without either."""
     if prompts.box is not None:
         bounds = around(np.array([prompts.box.start, prompts.box.stop], float), BOX_FACTOR)
     else:
@@ -48,7 +52,7 @@ def region_of(prompts: Prompts, case: Case) -> Roi | None:
 
 
 def seeds_in(prompts: Prompts, roi: Roi) -> tuple[np.ndarray, np.ndarray]:
-    """(S, S, S) int: 1 foreground, 2 background, 0 to be found; and bool: where it may be."""
+    """(S, S, S) int: 1 foreground, 2 background, 0 to be found; and bool: where 1 may be."""
     grid = np.stack(np.meshgrid(*[np.arange(roi.size)] * 3, indexing="ij"), axis=-1)
     position = (grid + roi.start + 0.5) * roi.step  # in original voxels
     seeds = np.zeros([roi.size] * 3, np.int32)
@@ -70,32 +74,26 @@ def seeds_in(prompts: Prompts, roi: Roi) -> tuple[np.ndarray, np.ndarray]:
 
 
 def random_walker(image: np.ndarray, seeds: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Grady 2006: from where a random walker reaches the foreground seeds first."""
-    from skimage.segmentation import random_walker
-
+    """Voxels from where a random walker reaches the foreground seeds first (Grady 2006)."""
     if not (seeds == 0).any():
         return seeds == 1
-    found = random_walker(image, seeds, beta=BETA, mode="cg_j", tol=1e-3)
-    return found == 1
+    return walk(image, seeds, beta=BETA, mode="cg_j", tol=1e-3) == 1
 
 
 def region_growing(image: np.ndarray, seeds: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Grey values within a tolerance of those at a seed, connected with it.
+    """Voxels with grey values within a tolerance of those at a seed, and connected with it.
 
-    Of the tolerances the one whose region fills the box as an ellipsoid would, most nearly.
+    The tolerance is the one whose region comes closest to what an ellipsoid fills of the box.
     """
-    from scipy import ndimage
-    from skimage.measure import label
-
     foreground, background = seeds == 1, seeds == 2
     smooth = ndimage.gaussian_filter(image, 0.7)
-    parts = label(foreground)  # the middle of the box, and clicks apart from it
+    parts = connected_regions(foreground)  # the middle of the box, and clicks apart from it
     greys = [float(np.median(smooth[parts == part])) for part in range(1, parts.max() + 1)]
     spread = max(float(smooth[foreground].std()), 0.02)
     best, best_error = foreground, np.inf
     for tolerance in TOLERANCES:
         alike = np.min([np.abs(smooth - grey) for grey in greys], axis=0) <= tolerance * spread
-        regions = label((alike & ~background) | foreground, connectivity=1)
+        regions = connected_regions((alike & ~background) | foreground, connectivity=1)
         grown = np.isin(regions, np.unique(regions[foreground]))
         error = abs(np.count_nonzero(grown) - FILL * np.count_nonzero(allowed))
         if error < best_error:
@@ -104,17 +102,17 @@ def region_growing(image: np.ndarray, seeds: np.ndarray, allowed: np.ndarray) ->
     return filled & ~background
 
 
-METHODS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+METHODS: dict[str, Method] = {
     "random_walker": random_walker,
     "region_growing": region_growing,
 }
 
 
 def segment(case: Case, method: str) -> np.ndarray:
-    """(D, H, W) uint8 labels."""
+    """The (D, H, W) uint8 labels that one of METHODS finds."""
     canvas = Canvas(case.shape)
     for label, prompts in enumerate(case.objects, 1):
-        roi = region_of(prompts, case)
+        roi = choose_roi(prompts, case)
         if roi is None:
             continue
         image = crop_roi_averaged(case.image, roi).numpy()
@@ -140,6 +138,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    args.outputs.mkdir(parents=True, exist_ok=True)
     for path in sorted(args.inputs.glob("*.npz")):
         write_case(args.outputs / path.name, segment(read_case(path), args.method))
 

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.evaluation.metrics import auc  # noqa: E402
-from utils.evaluation.report.results import Result, read_result  # noqa: E402
+from utils.evaluation.metrics import auc
+from utils.evaluation.report.results import Result, read_result
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -56,50 +55,68 @@ def obeyed(folder: Path, result: Result) -> dict[int, list[bool]]:
     return rates
 
 
+def group_cases(results: dict[str, Result]) -> dict[str, list[str]]:
+    """The names of the cases by what the rows of the table are about, in sorted order each."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(results):
+        result = results[name]
+        boxes = "with" if result.has_boxes else "without"
+        groups[f"all {boxes} boxes"].append(name)
+        groups[f"{result.modality} {boxes} boxes"].append(name)
+        groups[result.dataset].append(name)
+    # One row for equal ones, as those of a modality with one dataset: the last one.
+    rows = {tuple(names): group for group, names in groups.items()}
+    return {group: list(names) for names, group in rows.items()}
+
+
+def print_scores(results: dict[Path, dict[str, Result]], groups: dict[str, list[str]]) -> None:
+    print("| cases | | method | DSC_AUC | box | 1 | 2 | 3 | 4 | 5 |\n" + "|---" * 10 + "|")
+    for group, names in groups.items():
+        first = f"{group} | {len(names)}"
+        for folder, found in results.items():
+            curves = np.array([found[name].curve("DSC") for name in names])
+            cells = [f"{value:.3f}" for value in curves.mean(axis=0)]
+            if not found[names[0]].has_boxes:
+                cells[0] = "–"
+            area = np.mean([auc(curve) for curve in curves])
+            print(f"| {first} | {folder.name} | **{area:.3f}** | " + " | ".join(cells) + " |")
+            first = " | "
+
+
+def print_clicks(results: dict[Path, dict[str, Result]]) -> None:
+    print("\n| clicks whose voxel became what was asked | foreground | background |\n|---|---|---|")
+    for folder, found in results.items():
+        rates: dict[int, list[bool]] = {0: [], 1: []}
+        for name in sorted(found):
+            for kind, values in obeyed(folder, found[name]).items():
+                rates[kind] += values
+        shown = (f"{np.mean(rates[k]):.1%} of {len(rates[k])}" if rates[k] else "–" for k in (1, 0))
+        print(f"| {folder.name} | {' | '.join(shown)} |")
+
+
+def compare(folders: list[Path]) -> None:
+    """Print the tables.
+
+    Raises:
+        OSError, ValueError: Folders can't be read, or compared.
+    """
+    results = {folder: read_folder(folder) for folder in folders}
+    first = results[folders[0]]
+    for others in results.values():
+        if odd := ", ".join(sorted(first.keys() ^ others.keys())):
+            raise ValueError(f"expected results of the same cases, got only some of: {odd}")
+    print_scores(results, group_cases(first))
+    print_clicks(results)
+
+
 def main(args: argparse.Namespace) -> int:
+    """Returns the exit status: 0, or 2 if nothing can be compared."""
     try:
         compare(args.folders)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
-
-
-def compare(folders: list[Path]) -> None:
-    ours = [read_folder(folder) for folder in folders]
-    names = sorted(ours[0])
-    for results in ours[1:]:
-        if odd := ", ".join(sorted(ours[0].keys() ^ results.keys())):
-            raise ValueError(f"expected results of the same cases, got only some of: {odd}")
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        result = ours[0][name]
-        boxes = "with" if result.has_boxes else "without"
-        groups[f"all {boxes} boxes"].append(name)
-        groups[f"{result.modality} {boxes} boxes"].append(name)
-        groups[result.dataset].append(name)
-    # Of equal rows, as those of a modality with one dataset, the last one.
-    rows = {tuple(members): group for group, members in groups.items()}
-    labels = [folder.name for folder in folders]
-    print("| cases | | method | DSC_AUC | box | 1 | 2 | 3 | 4 | 5 |\n" + "|---" * 10 + "|")
-    for members, group in rows.items():
-        first = f"{group} | {len(members)}"
-        for results, label in zip(ours, labels, strict=True):
-            curves = np.array([results[name].curve("DSC") for name in members])
-            cells = [f"{value:.3f}" for value in curves.mean(axis=0)]
-            if not results[members[0]].has_boxes:
-                cells[0] = "–"
-            area = np.mean([auc(curve) for curve in curves])
-            print(f"| {first} | {label} | **{area:.3f}** | " + " | ".join(cells) + " |")
-            first = " | "
-    print("\n| clicks whose voxel became what was asked | foreground | background |\n|---|---|---|")
-    for folder, results, label in zip(folders, ours, labels, strict=True):
-        rates: dict[int, list[bool]] = {0: [], 1: []}
-        for name in names:
-            for kind, values in obeyed(folder, results[name]).items():
-                rates[kind] += values
-        shown = " | ".join(f"{np.mean(rates[k]):.1%} of {len(rates[k])}" for k in (1, 0))
-        print(f"| {label} | {shown} |")
 
 
 if __name__ == "__main__":

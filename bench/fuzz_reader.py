@@ -6,6 +6,7 @@ A memory limit for the process turns any large allocation into a failure.
 """
 
 import argparse
+import math
 import resource
 import sys
 import tempfile
@@ -14,38 +15,38 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, given, seed, settings
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from fuzzing import MAX_GROWTH_GB, MAX_SECONDS, Watch, check_file, files  # noqa: E402
-from utils.runtime.memory import peak_gb  # noqa: E402
+from fuzzing import MAX_GROWTH_GB, MAX_SECONDS, VARIANTS, Watch, check_file, files
+from utils.runtime.memory import peak_gb
 
-CHUNK = 500  # examples of a seed; each is some 20 files
+MAX_EXAMPLES = 500  # of one seed; each is 1 + VARIANTS files
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--files", type=int, default=200_000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--files", type=int, default=200_000, help="at least as many are read")
+    parser.add_argument("--seed", type=int, default=0, help="other files for another one")
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
-    watch, outcomes, before = Watch(), [], peak_gb()
+    watch, before = Watch(), peak_gb()
+    outcomes: list[bool] = []  # whether each file was a case
     usage = Path("/proc/self/statm").read_text().split()
     limit = int(usage[0]) * resource.getpagesize() + int(5 * 2**30)  # an array has 4 GiB at most
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     start, slowest, chunk = time.perf_counter(), 0.0, 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "fuzzed.npz"
-        while len(outcomes) < args.files:
+        while (left := args.files - len(outcomes)) > 0:
 
             @seed(args.seed + chunk)
             @settings(
-                max_examples=CHUNK,
+                max_examples=min(MAX_EXAMPLES, math.ceil(left / (1 + VARIANTS))),
                 deadline=None,
                 database=None,
                 suppress_health_check=list(HealthCheck),

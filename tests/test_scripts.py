@@ -1,0 +1,277 @@
+"""The scripts of bench/, data/ and ckpt/: each answers --help, and each benchmark runs to its end.
+
+Benchmarks run in this process, on volumes and networks so small that their figures mean nothing.
+"""
+
+import os
+import resource
+import runpy
+import subprocess
+import sys
+from contextlib import suppress
+from itertools import zip_longest
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+import infer
+from bench import (
+    bench_adaptive,
+    bench_encoder,
+    bench_evaluate,
+    bench_infer,
+    bench_memory,
+    bench_train,
+    classical,
+    common,
+    compare_results,
+    draw_samples,
+    fuzz_reader,
+)
+from conftest import ROOT, SHAPE, TINY_HYBRID, case_arrays
+from utils.evaluation.protocol import play
+from utils.evaluation.report.folder import Folder
+from utils.evaluation.report.results import collect, write_segs
+from utils.evaluation.report.slices import cut_slices
+from utils.formats.case import read_case, read_labelled_case
+from utils.runtime.memory import peak_gb
+
+SCRIPTS = [
+    path
+    for folder in ("bench", "data", "ckpt")
+    for path in sorted((ROOT / folder).glob("*.py"))
+    if "__main__" in path.read_text()
+]
+TINY = ("--tiny", "--repeats", "1")
+
+
+def is_ours(module: ModuleType) -> bool:
+    return (getattr(module, "__file__", None) or "").startswith(f"{ROOT}/")
+
+
+@pytest.fixture
+def as_alone(monkeypatch):
+    """The modules and the path of a new interpreter: none of the repository."""
+    ours = {name: module for name, module in sys.modules.items() if is_ours(module)}
+    for name in ours:
+        del sys.modules[name]
+    elsewhere = [p for p in sys.path if p and not Path(p).resolve().is_relative_to(ROOT)]
+    monkeypatch.setattr(sys, "path", elsewhere)
+    yield
+    for name in [name for name, module in sys.modules.items() if is_ours(module)]:
+        del sys.modules[name]
+    sys.modules.update(ours)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_each_script_answers_help(script, as_alone, monkeypatch, capsys):
+    """As `python SCRIPT --help`, but that other packages are imported already."""
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    sys.path.insert(0, str(script.parent))
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(script), run_name="__main__")
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: {script.name}")
+
+
+def infer_here(script: str | Path, *options: str | Path) -> tuple[float, float]:
+    """As `run_process` for infer.py, in this process; other commands are not run."""
+    if Path(script).name == "infer.py":
+        with suppress(SystemExit):  # --help
+            args = infer.get_args_parser().parse_args(list(map(str, options)))
+            assert infer.main(args) == 0
+    return 2.0, 0.5
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a benchmark in this process -> the tables that it prints, as rows of cells."""
+    for module in (bench_adaptive, bench_evaluate, bench_infer, bench_memory):
+        monkeypatch.setattr(module, "run_process", infer_here)
+    for module in (bench_encoder, bench_train):
+        monkeypatch.setattr(module, "in_new_process", lambda function, *args: function(*args))
+    threads = torch.get_num_threads()
+
+    def call(module, *options: str | Path) -> list[list[list[str]]]:
+        args = module.get_args_parser().parse_args(list(map(str, options)))
+        assert not module.main(args)
+        return tables(capsys.readouterr().out)
+
+    yield call
+    torch.set_num_threads(threads)
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """The Markdown tables in a text, without their headers."""
+    found: list[list[list[str]]] = []
+    width = 0
+    lines = text.splitlines()
+    for line, after in zip_longest(lines, lines[1:], fillvalue=""):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if after.startswith("|---"):
+            found.append([])
+            width = len(cells)
+        elif line.startswith("| "):
+            assert len(cells) == width, line
+            found[-1].append(cells)
+    return found
+
+
+@pytest.fixture
+def small_checkpoint(tmp_path, tiny_hybrid) -> Path:
+    """A tiny network of the kind that the repository ships."""
+    path = tmp_path / "tiny.pth"
+    content = dict(model_state_dict=tiny_hybrid.state_dict(), model_args=TINY_HYBRID)
+    torch.save(content | {"model_type": "hybrid_s", "policy": "adaptive"}, path)
+    return path
+
+
+@pytest.fixture
+def labelled(tmp_path) -> Path:
+    """A folder with one case, whose truth is in its boxes."""
+    gts = np.zeros(SHAPE, np.uint8)
+    gts[2:7, 3:9, 4:11], gts[0:3, 0:14, 11:18] = 1, 2
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    np.savez_compressed(folder / "case.npz", **case_arrays(gts=gts))
+    return folder
+
+
+def test_encoders_agree(run):
+    ((row,),) = run(bench_encoder, *TINY)
+    assert row[:2] == ["1", "fp32"] and float(row[-1]) < 1e-4
+
+
+def test_training_steps_agree(run, monkeypatch):
+    sizes = {"VmRSS": 1.0, "VmHWM": 1.5}  # so small a step may need no more than was free
+    monkeypatch.setattr(common, "resident", sizes.__getitem__)
+    monkeypatch.setattr(bench_train, "keep_freed_memory", lambda: None)  # would last
+    monkeypatch.setattr(bench_train, "NETWORKS", {"medim": "theirs", "saving": "ours"})
+    steps, preprocessing, samples = run(bench_train, *TINY)
+    assert [row[0] for row in steps] == ["theirs", "ours"]
+    assert all(float(row[-1]) < 1e-5 for row in steps)
+    assert len(preprocessing) == 3 and len(samples) == 2
+
+
+def test_stages_are_those_of_inference(run):
+    processes, stages = run(bench_infer, *TINY)
+    assert [row[2] for row in processes] == ["2.0 s, 0.5 GB", "2.00 s"]
+    names = ["read", "crop + resample", "normalise", "encode", "decode", "upscale", "paste"]
+    assert [row[0] for row in stages] == ["load checkpoint", *names, "write"]
+
+
+def test_adaptive_runs(run, monkeypatch, tmp_path, labelled, small_checkpoint):
+    monkeypatch.setattr(bench_adaptive, "ROOT", tmp_path)
+    monkeypatch.setattr(bench_adaptive, "PRECISIONS", ("fp32",))  # bf16 takes seconds on a CPU
+    options = ("--objects", "1", "--checkpoint", small_checkpoint)
+    nuclei, processes, clicks = run(bench_adaptive, *TINY, *options)
+    assert nuclei[0][:3] == ["hybrid_s, trained", "fp32", "1"]
+    assert len(nuclei[0][-1].split()) == 6
+    assert processes == [["case", "2.0 s", "0.5 GB"]]
+    assert [row[2] for row in clicks] == ["fine", "coarse"] * 2
+
+
+@pytest.mark.parametrize("of_a_case", [True, False])
+def test_the_protocol_runs(run, labelled, of_a_case):
+    options = ("--labels", labelled / "case.npz") if of_a_case else ()
+    (stages,) = run(bench_evaluate, *TINY, *options)
+    assert [row[0] for row in stages[2:]] == [
+        "clicks and metrics of six rounds",
+        "predictions of all rounds saved",
+        "report",
+    ]
+
+
+def test_memory_of_each_kind_of_file(run, monkeypatch, small_checkpoint):
+    monkeypatch.setattr(bench_memory, "SMALL", small_checkpoint)
+    (rows,) = run(bench_memory, "--shape", "12", "48", "40", "--objects", "1")
+    assert [row[0] for row in rows] == ["case.npz", "int16.nii", "float32.nii"]
+
+
+def test_fuzzing_reads_as_many_files_as_asked(monkeypatch, capsys):
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    fuzz_reader.main(fuzz_reader.get_args_parser().parse_args(["--files", "30"]))
+    assert capsys.readouterr().out.startswith("42 files in ")
+
+
+@pytest.mark.parametrize("method", classical.METHODS)
+def test_classical_methods_write_labels(run, tmp_path, labelled, method):
+    run(classical, "--method", method, "--inputs", labelled, "--outputs", tmp_path / "out")
+    with np.load(tmp_path / "out" / "case.npz") as file:
+        assert file["segs"].shape == SHAPE and set(np.unique(file["segs"])) <= {0, 1, 2}
+
+
+def write_results(folder: Path, path: Path) -> None:
+    """What evaluate.py leaves of a case, the stand-in being the method."""
+    case = read_labelled_case(path)
+    rounds, segs = zip(*play(case, bench_evaluate.predict), strict=True)
+    results = Folder(folder)
+    results.prepare({}, {}, restart=False)
+    write_segs(results.segs(path.name), list(segs), with_all=True)
+    result = collect(path.name, case, list(rounds))
+    results.finish(result, cut_slices(case, segs[-1], result.typical), "")
+
+
+def test_results_are_compared(run, tmp_path, labelled):
+    folders = [tmp_path / name for name in ("one", "other")]
+    for folder in folders:
+        write_results(folder, labelled / "case.npz")
+    scores, clicks = run(compare_results, *folders)
+    assert [row[2] for row in scores] == ["one", "other"]
+    assert [row[3:] for row in scores[:1]] == [row[3:] for row in scores[1:]]
+    assert [row[0] for row in clicks] == ["one", "other"]
+    assert clicks[0][1].endswith("% of 4") and clicks[0][1:] == clicks[1][1:]
+
+
+def test_results_of_other_cases_are_refused(tmp_path, labelled, capsys):
+    write_results(tmp_path / "one", labelled / "case.npz")
+    (labelled / "case.npz").rename(labelled / "odd.npz")
+    write_results(tmp_path / "other", labelled / "odd.npz")
+    folders = [str(tmp_path / name) for name in ("one", "other")]
+    assert compare_results.main(compare_results.get_args_parser().parse_args(folders)) == 2
+    assert "got only some of: case.npz, odd.npz" in capsys.readouterr().err
+
+
+def test_samples_are_drawn(monkeypatch, tmp_path, labelled, tiny_checkpoint):
+    truths = tmp_path / "data" / "sample_gts"
+    truths.parent.mkdir()
+    truths.symlink_to(labelled)
+    monkeypatch.setattr(draw_samples, "ROOT", tmp_path)
+    options = ["--checkpoint", str(tiny_checkpoint), "--output", str(tmp_path / "samples.png")]
+    draw_samples.main(draw_samples.get_args_parser().parse_args(options))
+    assert (tmp_path / "samples.png").stat().st_size > 10_000
+
+
+def test_peak_of_a_process_is_not_that_of_its_parent():
+    assert peak_gb() > 0.2  # this one has torch
+    seconds, memory = common.run_process("-c", "text = b'a' * 10**8")
+    assert 0 < seconds < 60 and 0.09 < memory < 0.15
+
+
+def test_a_process_that_fails_is_an_error():
+    with pytest.raises(RuntimeError, match="exit status 3: -c raise SystemExit"):
+        common.run_process("-c", "raise SystemExit(3)")
+
+
+def test_a_new_process_is_another_one():
+    assert common.in_new_process(os.getpid) != os.getpid()
+
+
+def test_the_case_of_the_benchmarks_is_one(tmp_path):
+    common.write_case(tmp_path / "case.npz", (12, 48, 40), (0.5, 0.6, 3.0), objects=2)
+    case = read_case(tmp_path / "case.npz")
+    assert case.shape == (12, 48, 40) and case.spacing == (3.0, 0.6, 0.5)
+    assert all(prompts.box is not None for prompts in case.objects) and len(case.objects) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adaptive", "encoder", "evaluate", "infer", "train"])
+def test_benchmarks_run_as_commands(name, tmp_path):
+    options = [*TINY, *(("--objects", "2") if name == "adaptive" else ())]
+    command = [sys.executable, str(ROOT / "bench" / f"bench_{name}.py"), *options]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert tables(result.stdout)
