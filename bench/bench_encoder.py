@@ -40,17 +40,15 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def measure(
-    network: str, args: argparse.Namespace, batch: int, precision: str
+    network: str, batch: int, precision: str, device: str, repeats: int, is_tiny: bool
 ) -> tuple[float, float, np.ndarray]:
     """Seconds, GB beyond the weights, and the float32 embedding (B, C, G, G, G)."""
-    encoder = NETWORKS[network](args.tiny).image_encoder.to(args.device)
+    encoder = NETWORKS[network](is_tiny).image_encoder.to(device)
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(batch, 1, *[encoder.img_size] * 3, generator=generator).to(args.device)
+    x = torch.randn(batch, 1, *[encoder.img_size] * 3, generator=generator).to(device)
     is_cast = precision == "bf16"
-    with torch.inference_mode(), torch.autocast(args.device, torch.bfloat16, enabled=is_cast):
-        seconds, memory, embedding = time_and_memory(
-            lambda: encoder(x), args.device, WARM_UP, args.repeats
-        )
+    with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=is_cast):
+        seconds, memory, embedding = time_and_memory(lambda: encoder(x), device, WARM_UP, repeats)
     return seconds, memory, embedding.float().cpu().numpy()
 
 
@@ -59,8 +57,9 @@ def main(args: argparse.Namespace) -> None:
     names = "medim", "ours", "faster", "medim peak", "ours peak", "max abs diff"
     print_header("batch", "precision", *names)
     for batch, precision in ROWS[args.device]:
+        how = batch, precision, args.device, args.repeats, args.tiny
         (their_seconds, their_memory, theirs), (seconds, memory, ours) = (
-            in_new_process(measure, network, args, batch, precision) for network in NETWORKS
+            in_new_process(measure, network, *how) for network in NETWORKS
         )
         print_row(
             batch,

@@ -78,14 +78,13 @@ def build(network: str, is_tiny: bool) -> Sam3D:
 
 
 def measure_step(
-    network: str, args: argparse.Namespace, batch: int, precision: str
+    network: str, batch: int, precision: str, device: str, repeats: int, is_tiny: bool
 ) -> tuple[float, float, list[float]]:
     """Seconds, GB beyond the weights, and the losses of the rounds."""
-    device = args.device
     if device == "cpu" and network != "medim":
         keep_freed_memory()  # as train.py does
     loss = DiceCELoss(sigmoid=True, squared_pred=True)
-    model = build(network, args.tiny).to(device)
+    model = build(network, is_tiny).to(device)
     recompute_attention(model, network == "saving")
     loop, side = PublishedStep(model, loss, save_memory=network == "saving"), model.img_size
     generator = torch.Generator().manual_seed(1)
@@ -103,7 +102,7 @@ def measure_step(
             output = loop.play(samples, WITHOUT_POINT)
         output.loss.backward()
 
-    seconds, memory, _ = time_and_memory(step, device, 1, args.repeats)
+    seconds, memory, _ = time_and_memory(step, device, 1, repeats)
     points = torch.randint(side, (ROUNDS, batch, 1, 3), generator=generator)
     labels = torch.randint(2, (ROUNDS, batch, 1), generator=generator)
     # Those made by the loop may differ: a logit near 0 moves all ranks behind it.
@@ -119,10 +118,8 @@ def compare_steps(args: argparse.Namespace) -> dict[int, float]:
     print_header("step", "batch", "precision", *names)
     found = {}
     for batch, precision in STEPS[args.device]:
-        rows = {
-            network: in_new_process(measure_step, network, args, batch, precision)
-            for network in NETWORKS
-        }
+        how = batch, precision, args.device, args.repeats, args.tiny
+        rows = {network: in_new_process(measure_step, network, *how) for network in NETWORKS}
         their_seconds, their_memory, their_losses = rows["medim"]
         for network, (seconds, memory, losses) in rows.items():
             pairs = zip(losses, their_losses, strict=True)
