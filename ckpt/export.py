@@ -51,11 +51,11 @@ def float16_safetensors(checkpoint: Checkpoint, about: dict[str, object]) -> byt
     return save(weights, metadata={METADATA: json.dumps(about, sort_keys=True)})
 
 
-def float32_pth(checkpoint: Checkpoint, about: dict[str, object]) -> memoryview:
+def float32_pth(checkpoint: Checkpoint, about: dict[str, object]) -> bytes:
     """The weights as they are, in the layout of the published files."""
     buffer = io.BytesIO()
     torch.save({"model_state_dict": checkpoint.state_dict, **about}, buffer)
-    return buffer.getbuffer()
+    return buffer.getvalue()
 
 
 def main(args: argparse.Namespace) -> int:
