@@ -15,7 +15,7 @@ def make(seed, *args):
     return make_case(seed, *args, side=SIDE)
 
 
-def source_of(seed=0):
+def fields_of(seed=0):
     return RandomFields(seed, SIDE, torch.device("cpu"))
 
 
@@ -62,15 +62,15 @@ def test_shapes_of_a_real_case():
 
     counts = [len(np.unique(make(seed, [labels]).gts)) for seed in range(30)]
     assert 4 <= len(asked) <= 20 and max(counts) > 5  # REAL_SHAPES of them
-    whole = synthetic.deformed_labels(source_of(), synthetic.deformed_grid(source_of(1)), labels)
+    whole = synthetic.deformed_labels(fields_of(), synthetic.deformed_grid(fields_of(1)), labels)
     assert set(torch.unique(whole).tolist()) == set(range(int(whole.max()) + 1))
 
 
 @pytest.mark.parametrize("style", synthetic.STYLES, ids=lambda style: style.__name__)
 def test_every_style_paints_what_is_there(style):
-    source = source_of(5)
-    labels = organs(source, synthetic.deformed_grid(source))
-    image = style(source, labels)
+    fields = fields_of(5)
+    labels = organs(fields, synthetic.deformed_grid(fields))
+    image = style(fields, labels)
     assert image.shape == labels.shape and image.isfinite().all() and image.std() > 0
 
 
@@ -78,32 +78,32 @@ def test_every_style_paints_what_is_there(style):
 def test_every_kind_of_shape_is_found_where_it_is_put(kind):
     found = []
     for seed in range(10):
-        source = source_of(seed)
+        fields = fields_of(seed)
         axis = torch.linspace(-1, 1, SIDE)
         grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"))
-        part = kind(source, grid, torch.zeros(3), 0.5)[0]
+        part = kind(fields, grid, torch.zeros(3), 0.5)[0]
         found.append(int(part.sum()))
         assert part.shape == (SIDE,) * 3 and part.sum() < 0.6 * part.numel()
     assert np.median(found) > 50
 
 
 def test_a_shell_and_what_it_holds_are_apart():
-    source = source_of(2)
-    grid = synthetic.deformed_grid(source)
+    fields = fields_of(2)
+    grid = synthetic.deformed_grid(fields)
     for _ in range(10):
-        parts = synthetic.shell(source, grid, torch.zeros(3), 0.6)
+        parts = synthetic.shell(fields, grid, torch.zeros(3), 0.6)
         assert len(parts) == 1 or not (parts[0] & parts[1]).any()
 
 
 def test_cells_are_many_and_alike():
-    source = source_of(7)
-    labels = cells(source, synthetic.deformed_grid(source))
+    fields = fields_of(7)
+    labels = cells(fields, synthetic.deformed_grid(fields))
     sizes = np.bincount(labels.flatten().numpy())[1:]
     assert (sizes > 0).sum() >= 5
 
 
 def test_smooth_fields_have_unit_variance_and_are_smooth():
-    field = source_of().smooth(4, 8)
+    field = fields_of().smooth(4, 8)
     assert field.shape == (8, SIDE, SIDE, SIDE)
     assert field.std() == pytest.approx(1, abs=0.15)
     assert field.diff(dim=1).std() < 0.3

@@ -40,7 +40,7 @@ class RandomFields:
     def __init__(self, seed: int, side: int, device: torch.device) -> None:
         self.side, self.device = side, device
         self.numbers = np.random.default_rng(seed)
-        self.fields = torch.Generator(device).manual_seed(seed)
+        self.generator = torch.Generator(device).manual_seed(seed)
 
     def uniform(self, low: float, high: float) -> float:
         return float(self.numbers.uniform(low, high))
@@ -56,7 +56,7 @@ class RandomFields:
         return bool(self.numbers.random() < probability)
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.fields, device=self.device)
+        return torch.randn(*shape, generator=self.generator, device=self.device)
 
     def vector(self, low: float, high: float, *shape: int) -> Tensor:
         numbers = self.numbers.uniform(low, high, shape or 3)
@@ -99,140 +99,140 @@ def make_case(
         side: Voxels along the sides of the cube in which it is made.
         device: To make it on.
     """
-    source = RandomFields(seed, side, torch.device(device))
-    grid = deformed_grid(source)
-    if real_labels and source.happens(REAL_SHAPES):
-        labels = deformed_labels(source, grid, real_labels[source.integer(0, len(real_labels) - 1)])
-    elif source.happens(0.3):
-        labels = cells(source, grid)
+    fields = RandomFields(seed, side, torch.device(device))
+    grid = deformed_grid(fields)
+    if real_labels and fields.happens(REAL_SHAPES):
+        labels = deformed_labels(fields, grid, real_labels[fields.integer(0, len(real_labels) - 1)])
+    elif fields.happens(0.3):
+        labels = cells(fields, grid)
     else:
-        labels = organs(source, grid)
-    style = STYLES[source.integer(0, len(STYLES) - 1)]
-    image = style(source, labels)
+        labels = organs(fields, grid)
+    style = STYLES[fields.integer(0, len(STYLES) - 1)]
+    image = style(fields, labels)
     values = torch.unique(labels[labels > 0]).tolist()
-    hidden = [value for value in values if source.happens(DISTRACTORS)]
+    hidden = [value for value in values if fields.happens(DISTRACTORS)]
     if len(hidden) < len(values):
         labels = labels.where(~torch.isin(labels, torch.tensor(hidden, device=labels.device)), 0)
-    return sliced(source, image, labels)
+    return sliced(fields, image, labels)
 
 
 # Label maps
 
 
-def deformed_grid(source: RandomFields) -> Tensor:
+def deformed_grid(fields: RandomFields) -> Tensor:
     """(3, N, N, N) coordinates in -1..1 along z, y, x, bent; sometimes stretched along z."""
-    axis = torch.linspace(-1, 1, source.side, device=source.device)
+    axis = torch.linspace(-1, 1, fields.side, device=fields.device)
     grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"))
-    grid = grid + source.uniform(0, 0.12) * source.smooth(3, 3)
-    grid = grid + source.uniform(0, 0.04) * source.smooth(8, 3)
-    if source.happens(0.15):  # little changes from slice to slice, as with a time axis
-        grid[0] *= source.uniform(0.1, 0.4)
+    grid = grid + fields.uniform(0, 0.12) * fields.smooth(3, 3)
+    grid = grid + fields.uniform(0, 0.04) * fields.smooth(8, 3)
+    if fields.happens(0.15):  # little changes from slice to slice, as with a time axis
+        grid[0] *= fields.uniform(0.1, 0.4)
     return grid
 
 
-def organs(source: RandomFields, grid: Tensor) -> Tensor:
+def organs(fields: RandomFields, grid: Tensor) -> Tensor:
     """(N, N, N) labels of a few objects over, beside and inside each other."""
     labels = torch.zeros_like(grid[0], dtype=torch.int64)
     kinds = (blob, blob, blob, shell, shell, tree, sheet)
     count = 1
-    for _ in range(source.integer(2, 12)):
-        kind = kinds[source.integer(0, len(kinds) - 1)]
-        middle = source.vector(-0.75, 0.75)
-        size = source.log_uniform(0.1, 0.6)
-        for part in kind(source, grid, middle, size):
+    for _ in range(fields.integer(2, 12)):
+        kind = kinds[fields.integer(0, len(kinds) - 1)]
+        middle = fields.vector(-0.75, 0.75)
+        size = fields.log_uniform(0.1, 0.6)
+        for part in kind(fields, grid, middle, size):
             labels[part] = count
             count += 1
-        if source.happens(0.3):  # something inside, such as a lesion
-            inside = blob(source, grid, middle + size * source.vector(-0.4, 0.4), 0.4 * size)[0]
+        if fields.happens(0.3):  # something inside, such as a lesion
+            inside = blob(fields, grid, middle + size * fields.vector(-0.4, 0.4), 0.4 * size)[0]
             labels[inside & (labels == count - 1)] = count
             count += 1
     return labels
 
 
-def distance_to(source: RandomFields, grid: Tensor, middle: Tensor, size: float) -> Tensor:
+def distance_to(fields: RandomFields, grid: Tensor, middle: Tensor, size: float) -> Tensor:
     """A lumpy superellipsoid's level set, below 1 inside."""
-    turned = torch.tensordot(source.rotation(), grid - middle[:, None, None, None], dims=1)
-    radii = size * torch.exp(source.vector(-0.7, 0.4))
-    power = source.uniform(1.6, 4.0)
+    turned = torch.tensordot(fields.rotation(), grid - middle[:, None, None, None], dims=1)
+    radii = size * torch.exp(fields.vector(-0.7, 0.4))
+    power = fields.uniform(1.6, 4.0)
     level = ((turned / radii[:, None, None, None]).abs() ** power).sum(dim=0) ** (1 / power)
-    return level + source.uniform(0, 0.25) * source.smooth(source.integer(4, 12))[0]
+    return level + fields.uniform(0, 0.25) * fields.smooth(fields.integer(4, 12))[0]
 
 
-def blob(source: RandomFields, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
-    return [distance_to(source, grid, middle, size) < 1]
+def blob(fields: RandomFields, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
+    return [distance_to(fields, grid, middle, size) < 1]
 
 
-def shell(source: RandomFields, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
+def shell(fields: RandomFields, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
     """A wall, sometimes open at one side, and sometimes what it holds."""
-    level = distance_to(source, grid, middle, size)
-    inner = source.uniform(0.5, 0.85)
+    level = distance_to(fields, grid, middle, size)
+    inner = fields.uniform(0.5, 0.85)
     wall = (level < 1) & (level > inner)
-    if source.happens(0.5):
-        direction = source.rotation()[0]
+    if fields.happens(0.5):
+        direction = fields.rotation()[0]
         along = torch.tensordot(direction, grid - middle[:, None, None, None], dims=1)
-        wall &= along < size * source.uniform(0.2, 0.8)
+        wall &= along < size * fields.uniform(0.2, 0.8)
     hollow = level <= inner
-    return [wall, hollow] if source.happens(0.6) else [wall]
+    return [wall, hollow] if fields.happens(0.6) else [wall]
 
 
-def sheet(source: RandomFields, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
+def sheet(fields: RandomFields, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
     """A thin, bent layer."""
-    field = source.smooth(source.integer(2, 4))[0]
-    return [(field.abs() < source.uniform(0.1, 0.3)) & blob(source, grid, middle, 1.5 * size)[0]]
+    field = fields.smooth(fields.integer(2, 4))[0]
+    return [(field.abs() < fields.uniform(0.1, 0.3)) & blob(fields, grid, middle, 1.5 * size)[0]]
 
 
-def tree(source: RandomFields, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
+def tree(fields: RandomFields, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
     """A branching tube."""
     points, radii = [], []
-    ends = [(middle.cpu().numpy(), source.rotation()[0].cpu().numpy(), 0.15 * size + 0.03)]
-    for _ in range(source.integer(1, 8)):
-        start, direction, radius = ends.pop(source.integer(0, len(ends) - 1))
+    ends = [(middle.cpu().numpy(), fields.rotation()[0].cpu().numpy(), 0.15 * size + 0.03)]
+    for _ in range(fields.integer(1, 8)):
+        start, direction, radius = ends.pop(fields.integer(0, len(ends) - 1))
         at, heading = start, direction
-        for _ in range(source.integer(6, 16)):
+        for _ in range(fields.integer(6, 16)):
             points.append(at)
             radii.append(radius)
-            heading = heading + source.numbers.normal(0, 0.25, 3)
+            heading = heading + fields.numbers.normal(0, 0.25, 3)
             heading = heading / np.linalg.norm(heading)
             at = at + 0.5 * max(radius, 0.03) * heading
         for _ in range(2):
-            turn = heading + source.numbers.normal(0, 0.6, 3)
+            turn = heading + fields.numbers.normal(0, 0.6, 3)
             ends.append((at, turn / np.linalg.norm(turn), 0.8 * radius))
-    nodes = torch.tensor(np.array(points), dtype=torch.float32, device=source.device)
-    widths = torch.tensor(radii, dtype=torch.float32, device=source.device)
+    nodes = torch.tensor(np.array(points), dtype=torch.float32, device=fields.device)
+    widths = torch.tensor(radii, dtype=torch.float32, device=fields.device)
     coarse = F.interpolate(grid[None], scale_factor=0.5, mode="trilinear")[0]
     away = torch.cdist(coarse.flatten(1).T, nodes) - widths
     level = away.amin(dim=1).view(1, 1, *coarse.shape[1:])
     return [F.interpolate(level, size=grid.shape[1:], mode="trilinear")[0, 0] < 0]
 
 
-def cells(source: RandomFields, grid: Tensor) -> Tensor:
+def cells(fields: RandomFields, grid: Tensor) -> Tensor:
     """(N, N, N) labels of many like objects, apart or packed."""
-    count = source.integer(8, 60)
-    spread = source.uniform(0.7, 1.1)
-    seeds = source.vector(-spread, spread, count, 3)
-    squeeze = torch.exp(source.vector(-0.4, 0.4))
-    points = (grid.flatten(1).T / squeeze) @ source.rotation().T
+    count = fields.integer(8, 60)
+    spread = fields.uniform(0.7, 1.1)
+    seeds = fields.vector(-spread, spread, count, 3)
+    squeeze = torch.exp(fields.vector(-0.4, 0.4))
+    points = (grid.flatten(1).T / squeeze) @ fields.rotation().T
     distances = torch.cdist(points, seeds)
     nearest = distances.topk(2, dim=1, largest=False)
     first, second = nearest.values.unbind(dim=1)
-    radius = 0.9 * spread / count ** (1 / 3) * source.uniform(0.7, 1.6)
-    radii = radius * source.vector(0.7, 1.2, count)[nearest.indices[:, 0]]
-    is_cell = (first < radii) & (second - first > source.uniform(0, 0.06))
+    radius = 0.9 * spread / count ** (1 / 3) * fields.uniform(0.7, 1.6)
+    radii = radius * fields.vector(0.7, 1.2, count)[nearest.indices[:, 0]]
+    is_cell = (first < radii) & (second - first > fields.uniform(0, 0.06))
     return (is_cell * (nearest.indices[:, 0] + 1)).view(grid.shape[1:])
 
 
 def deformed_labels(
-    source: RandomFields, grid: Tensor, real_labels: Callable[[], np.ndarray]
+    fields: RandomFields, grid: Tensor, real_labels: Callable[[], np.ndarray]
 ) -> Tensor:
     """A random part of a real label map, turned, scaled and bent."""
     whole = real_labels()
-    shape = torch.tensor(whole.shape, device=source.device)
-    width = source.uniform(0.8, 2.0) * source.side  # real voxels that the cube shows
+    shape = torch.tensor(whole.shape, device=fields.device)
+    width = fields.uniform(0.8, 2.0) * fields.side  # real voxels that the cube shows
     room = (shape - width).clamp(min=0)
-    at = shape / 2 + room * source.vector(-0.5, 0.5)
-    order, signs = source.numbers.permutation(3).tolist(), source.numbers.choice([-1, 1], 3)
-    if source.happens(0.5):
-        order, signs = [0, 1, 2], np.array([1, 1, source.numbers.choice([-1, 1])])
+    at = shape / 2 + room * fields.vector(-0.5, 0.5)
+    order, signs = fields.numbers.permutation(3).tolist(), fields.numbers.choice([-1, 1], 3)
+    if fields.happens(0.5):
+        order, signs = [0, 1, 2], np.array([1, 1, fields.numbers.choice([-1, 1])])
     turns = zip(order, signs, strict=True)
     where = [at[i] + 0.5 * width * int(s) * grid[j] for i, (j, s) in enumerate(turns)]
     index, inside = [], torch.ones_like(grid[0], dtype=torch.bool)
@@ -242,7 +242,7 @@ def deformed_labels(
         index.append(nearest.clamp(0, n - 1))
     low = [int(i.min()) for i in index]
     part = whole[tuple(slice(a, int(i.max()) + 1) for a, i in zip(low, index, strict=True))]
-    labels = torch.from_numpy(part.astype(np.int64)).to(source.device)
+    labels = torch.from_numpy(part.astype(np.int64)).to(fields.device)
     z, y, x = (i - a for i, a in zip(index, low, strict=True))
     values, numbers = torch.unique(labels[z, y, x] * inside, return_inverse=True)
     return numbers + int(values[0] > 0)  # without gaps, and 0 stays 0
@@ -251,97 +251,97 @@ def deformed_labels(
 # Images
 
 
-def painted(source: RandomFields, labels: Tensor) -> Tensor:
+def painted(fields: RandomFields, labels: Tensor) -> Tensor:
     """(N, N, N) float32: a grey value for each object and for some tissues around, textured."""
     background = torch.zeros_like(labels)
-    for _ in range(source.integer(0, 3)):
-        background += source.smooth(source.integer(2, 8))[0] > source.uniform(-0.5, 1.0)
+    for _ in range(fields.integer(0, 3)):
+        background += fields.smooth(fields.integer(2, 8))[0] > fields.uniform(-0.5, 1.0)
     tissues = torch.where(labels > 0, labels + 4, background)
-    greys = source.vector(0, 1, int(tissues.max()) + 1)
-    if source.happens(0.35):  # all objects alike
-        greys[4:] = greys[4:].mean() * 0.1 + 0.9 * source.uniform(0, 1)
-        greys[4:] += source.uniform(0, 0.15) * source.vector(-1, 1, len(greys) - 4)
+    greys = fields.vector(0, 1, int(tissues.max()) + 1)
+    if fields.happens(0.35):  # all objects alike
+        greys[4:] = greys[4:].mean() * 0.1 + 0.9 * fields.uniform(0, 1)
+        greys[4:] += fields.uniform(0, 0.15) * fields.vector(-1, 1, len(greys) - 4)
     image = greys[tissues]
-    if source.happens(0.6):
-        strength = source.uniform(0, 0.2) * source.vector(0, 1, len(greys))[tissues]
-        image = image + strength * source.smooth(source.integer(source.side // 8, source.side))[0]
+    if fields.happens(0.6):
+        strength = fields.uniform(0, 0.2) * fields.vector(0, 1, len(greys))[tissues]
+        image = image + strength * fields.smooth(fields.integer(fields.side // 8, fields.side))[0]
     return image
 
 
-def ct(source: RandomFields, labels: Tensor) -> Tensor:
+def ct(fields: RandomFields, labels: Tensor) -> Tensor:
     """Sharp, windowed, with a body in air."""
-    image = blurred(painted(source, labels), [source.uniform(0.3, 1.0)] * 3)
-    image = image + source.uniform(0.01, 0.1) * blurred(
-        source.normal(*image.shape), [source.uniform(0.2, 0.8)] * 3
+    image = blurred(painted(fields, labels), [fields.uniform(0.3, 1.0)] * 3)
+    image = image + fields.uniform(0.01, 0.1) * blurred(
+        fields.normal(*image.shape), [fields.uniform(0.2, 0.8)] * 3
     )
-    low, high = source.uniform(-0.2, 0.2), source.uniform(0.8, 1.2)
+    low, high = fields.uniform(-0.2, 0.2), fields.uniform(0.8, 1.2)
     image = ((image - low) / (high - low)).clamp(0.02, 1)
-    return image * in_body(source, labels)
+    return image * in_body(fields, labels)
 
 
-def mr(source: RandomFields, labels: Tensor) -> Tensor:
+def mr(fields: RandomFields, labels: Tensor) -> Tensor:
     """With a bias field and Rician noise."""
-    image = blurred(painted(source, labels), [source.uniform(0.3, 1.2)] * 3)
-    image = image * torch.exp(source.uniform(0, 0.4) * source.smooth(2)[0])
-    sigma = source.uniform(0.01, 0.12)
-    real, imaginary = (sigma * source.normal(*image.shape) for _ in range(2))
-    return ((image * in_body(source, labels) + real).square() + imaginary.square()).sqrt()
+    image = blurred(painted(fields, labels), [fields.uniform(0.3, 1.2)] * 3)
+    image = image * torch.exp(fields.uniform(0, 0.4) * fields.smooth(2)[0])
+    sigma = fields.uniform(0.01, 0.12)
+    real, imaginary = (sigma * fields.normal(*image.shape) for _ in range(2))
+    return ((image * in_body(fields, labels) + real).square() + imaginary.square()).sqrt()
 
 
-def pet(source: RandomFields, labels: Tensor) -> Tensor:
+def pet(fields: RandomFields, labels: Tensor) -> Tensor:
     """Blurred, with few hot objects."""
-    image = painted(source, labels).clamp(min=0) ** source.uniform(1, 3)
-    image = blurred(image, [source.uniform(1.2, 2.5)] * 3)
-    noise = blurred(source.normal(*image.shape), [source.uniform(0.8, 1.5)] * 3)
-    return (image * (1 + source.uniform(0.1, 0.8) * noise)).clamp(min=0)
+    image = painted(fields, labels).clamp(min=0) ** fields.uniform(1, 3)
+    image = blurred(image, [fields.uniform(1.2, 2.5)] * 3)
+    noise = blurred(fields.normal(*image.shape), [fields.uniform(0.8, 1.5)] * 3)
+    return (image * (1 + fields.uniform(0.1, 0.8) * noise)).clamp(min=0)
 
 
-def ultrasound(source: RandomFields, labels: Tensor) -> Tensor:
+def ultrasound(fields: RandomFields, labels: Tensor) -> Tensor:
     """Speckled, brighter at borders, darker with depth, in a sector."""
-    painting = painted(source, labels)
+    painting = painted(fields, labels)
     z, y, x = torch.gradient(blurred(painting, [1.0] * 3))
-    edges = (y if source.happens(0.7) else (z.square() + x.square() + y.square()).sqrt()).abs()
-    image = 0.05 + 2 * painting.clamp(0) ** 2 + source.uniform(0, 4) * edges
-    grain = [source.uniform(0.4, 1.0), source.uniform(0.4, 0.9), source.uniform(0.7, 2.0)]
-    real, imaginary = (blurred(source.normal(*image.shape), grain) for _ in range(2))
+    edges = (y if fields.happens(0.7) else (z.square() + x.square() + y.square()).sqrt()).abs()
+    image = 0.05 + 2 * painting.clamp(0) ** 2 + fields.uniform(0, 4) * edges
+    grain = [fields.uniform(0.4, 1.0), fields.uniform(0.4, 0.9), fields.uniform(0.7, 2.0)]
+    real, imaginary = (blurred(fields.normal(*image.shape), grain) for _ in range(2))
     speckle = (real.square() + imaginary.square()).sqrt()
-    image = image * (speckle / speckle.mean()) ** source.uniform(0.2, 1.0)
-    depth = torch.linspace(0, 1, source.side, device=image.device)
-    image = image * torch.exp(-source.uniform(0, 1.5) * depth)[:, None]
-    image = image * torch.exp(-source.uniform(0, 1.0) * source.smooth(4)[0].relu())  # shadows
-    image = torch.log1p(source.log_uniform(1, 20) * image)
-    if source.happens(0.6):
-        across = torch.linspace(-1, 1, source.side, device=image.device)
-        ray = across[None] / (depth[:, None] + source.uniform(0.05, 0.4))
-        image = image * (ray.abs() < source.uniform(0.7, 1.5))
+    image = image * (speckle / speckle.mean()) ** fields.uniform(0.2, 1.0)
+    depth = torch.linspace(0, 1, fields.side, device=image.device)
+    image = image * torch.exp(-fields.uniform(0, 1.5) * depth)[:, None]
+    image = image * torch.exp(-fields.uniform(0, 1.0) * fields.smooth(4)[0].relu())  # shadows
+    image = torch.log1p(fields.log_uniform(1, 20) * image)
+    if fields.happens(0.6):
+        across = torch.linspace(-1, 1, fields.side, device=image.device)
+        ray = across[None] / (depth[:, None] + fields.uniform(0.05, 0.4))
+        image = image * (ray.abs() < fields.uniform(0.7, 1.5))
     return image
 
 
-def microscopy(source: RandomFields, labels: Tensor) -> Tensor:
+def microscopy(fields: RandomFields, labels: Tensor) -> Tensor:
     """Stained objects, or their membranes, in the dark; counted photons; blurred along z."""
     is_object = (labels > 0).float()
     borders = is_border(labels).float()
-    greys = source.vector(0.5, 1, int(labels.max()) + 1)[labels] * is_object
-    image = source.uniform(0, 0.2) + greys * (1 + 0.3 * source.smooth(source.side // 4)[0])
-    if source.happens(0.5):
-        image = source.uniform(0, 0.5) * image + borders
-    wide = source.uniform(0.4, 1.3)
-    image = blurred(image.clamp(min=0), [wide * source.uniform(1, 2.5), wide, wide])
-    photons = source.log_uniform(5, 200)
-    noise = (image / photons).clamp(min=0).sqrt() * source.normal(*image.shape)
+    greys = fields.vector(0.5, 1, int(labels.max()) + 1)[labels] * is_object
+    image = fields.uniform(0, 0.2) + greys * (1 + 0.3 * fields.smooth(fields.side // 4)[0])
+    if fields.happens(0.5):
+        image = fields.uniform(0, 0.5) * image + borders
+    wide = fields.uniform(0.4, 1.3)
+    image = blurred(image.clamp(min=0), [wide * fields.uniform(1, 2.5), wide, wide])
+    photons = fields.log_uniform(5, 200)
+    noise = (image / photons).clamp(min=0).sqrt() * fields.normal(*image.shape)
     image = image + noise
-    return 1 - image if source.happens(0.2) else image.clamp(min=0)
+    return 1 - image if fields.happens(0.2) else image.clamp(min=0)
 
 
 STYLES = (ct, ct, mr, mr, pet, ultrasound, microscopy)
 
 
-def in_body(source: RandomFields, labels: Tensor) -> Tensor:
+def in_body(fields: RandomFields, labels: Tensor) -> Tensor:
     """(N, N, N) bool: objects and what is near them; all, mostly."""
-    if source.happens(0.6):
+    if fields.happens(0.6):
         return torch.ones_like(labels, dtype=torch.bool)
     near = F.avg_pool3d((labels > 0).float()[None, None], 9, stride=1, padding=4)[0, 0] > 0
-    return near | (source.smooth(3)[0] > source.uniform(-2, 0))
+    return near | (fields.smooth(3)[0] > fields.uniform(-2, 0))
 
 
 def is_border(labels: Tensor) -> Tensor:
@@ -370,11 +370,11 @@ def blurred(image: Tensor, sigmas: Sequence[float]) -> Tensor:
     return x[0, 0]
 
 
-def sliced(source: RandomFields, image: Tensor, labels: Tensor) -> SyntheticCase:
+def sliced(fields: RandomFields, image: Tensor, labels: Tensor) -> SyntheticCase:
     """The cube in slices, thick ones in half of the cases, in grey values of 0..255."""
-    thickness = source.integer(2, MAX_THICKNESS) if source.happens(0.5) else 1
-    spacing = source.log_uniform(0.4, 3.0)
-    count = source.side // thickness
+    thickness = fields.integer(2, MAX_THICKNESS) if fields.happens(0.5) else 1
+    spacing = fields.log_uniform(0.4, 3.0)
+    count = fields.side // thickness
     image = image[: count * thickness].unflatten(0, (count, thickness)).mean(dim=1)
     labels = labels[thickness // 2 :: thickness][:count]
     values = image[image > 0] if (image > 0).any() else image.flatten()
