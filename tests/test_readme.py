@@ -65,7 +65,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[str]:
-    """Of all sh blocks, a line each; scripts for a batch system are not among them."""
+    """The commands of all sh blocks, a line each; scripts for a batch system are not among them."""
     found = []
     for text in blocks(page, "sh"):
         if not text.startswith("#!"):

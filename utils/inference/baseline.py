@@ -122,8 +122,8 @@ def predict_baseline(
     Args:
         model: In eval mode, on the device to use.
         case: As `read_case` returns it.
-        seed: Of the points that are drawn; the same for each case, whatever came before.
-        batches: Of objects that go through the network together; None: of 8 on a GPU, 1 on a CPU.
+        seed: The points that are drawn follow from it, whatever case came before.
+        batches: Objects that go through the network together; None: 8 on a GPU, 1 on a CPU.
         precision: One of PRECISIONS.
 
     Returns:

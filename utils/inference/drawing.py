@@ -183,7 +183,7 @@ def write(
         text: ASCII.
         corner: x and y of its lower left corner, or of its lower right one if `is_right`.
         colour: RGB.
-        size: Of the letters; 0.4 are 9 pixels high.
+        size: Scale of the letters; those of 0.4 are 9 pixels high.
         is_right: It ends at the corner.
         has_edge: With a black edge, to be read on anything.
     """

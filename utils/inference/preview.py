@@ -46,7 +46,7 @@ def draw_slice(
         axis: That the slice lies across: 0, 1, 2 for z, y, x.
         at: Its index.
         bounds: (2, 3) edges of what is shown, in voxels; no more than that is read.
-        mm_per_pixel: Of the picture.
+        mm_per_pixel: Scale of the picture.
         truth: As `seg`, if there is one.
         shown: The object that it is about; 0: all of them.
     """

@@ -40,7 +40,7 @@ class Stop:
     """A signal handler that asks to finish the step, save and exit.
 
     Attributes:
-        number: Of the last signal, 0 before one came.
+        number: The last signal's, 0 before one came.
     """
 
     number: int = 0
@@ -55,7 +55,7 @@ class BadFiles:
 
     Attributes:
         total: Training files, good or bad.
-        max_share: Of them may be bad.
+        max_share: The share of them that may be bad.
         messages: By path.
     """
 

@@ -87,9 +87,9 @@ def make_optimizer(
 
     Args:
         model: To be trained.
-        lr: Of the image encoder.
-        weight_decay: Of all parts.
-        others_lr: Of prompt encoder and mask decoder, over `lr`.
+        lr: The image encoder's.
+        weight_decay: The same for all parts.
+        others_lr: The prompt encoder's and mask decoder's, over `lr`.
         name: One of OPTIMIZERS.
     """
     assert name in OPTIMIZERS, name

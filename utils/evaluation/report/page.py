@@ -212,7 +212,7 @@ def page(
 
     Args:
         run: Settings, and what else there is to say.
-        results: Of the finished cases.
+        results: The finished cases.
         missing: Why the others are not, by name.
         slices_of: Slices of a finished case, by its name.
     """

@@ -31,7 +31,7 @@ class Result:
         scores: (ROUNDS, objects, METRICS); zeros in a round that was not played.
         seconds: (ROUNDS,) of the predictions.
         clicks: (ROUNDS, objects, 4) as 1 foreground, 0 background or -1 none, then z, y, x.
-        failures: Of each round, "" where there is none.
+        failures: Why there is no prediction, for each round; "" where there is one.
     """
 
     name: str
@@ -106,8 +106,8 @@ def write_result(path: Path, result: Result, slices: ObjectSlices, fingerprint: 
     """Keep a result and a look at it, whole or not at all.
 
     Args:
-        path: Of the record.
-        result: Of the case.
+        path: The file to write.
+        result: What came out.
         slices: Cut through its typical object.
         fingerprint: Says of which contents it is.
     """
@@ -158,7 +158,7 @@ def write_segs(path: Path, segs: list[np.ndarray], with_all: bool) -> None:
     """Predictions as the official evaluator saves them: `segs` and, of all rounds, `all_segs`.
 
     Args:
-        path: Of the file.
+        path: The file to write.
         segs: (D, H, W) uint8, the last one of these rounds the final one.
         with_all: Whether to save `all_segs`, (rounds, D, H, W), too.
     """
