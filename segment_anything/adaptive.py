@@ -1,15 +1,15 @@
 """The adaptive policy: what is asked of the network about objects, phase after phase.
 
-Nothing here knows a network or a file: `segment_objects` is given what answers its queries.
+`segment_objects` is the method. It knows no network and no file: what answers it is an argument.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from segment_anything.bounds import (
-    EXTENSION,
+    EXPANSION,
     AdaptiveSettings,
     choose_bounds,
     refinement_bounds,
@@ -30,8 +30,8 @@ from segment_anything.patches import (
 from segment_anything.prompts import Click, Index3, Prompts
 from segment_anything.roi import Roi
 
-MAX_EXPANSIONS = 2  # of the ROI, since the mask touches its border
-RIGHT_LOGIT = 100.0  # of what is known to be right, whatever other objects claim
+MAX_EXPANSIONS = 2  # of a ROI whose border the mask touches
+RIGHT_LOGIT = 100.0  # for a mask known to be right, whatever other objects claim
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class ObjectRequest:
     """An object to segment.
 
     Attributes:
-        prompts: All of them, in voxels of the original volume.
-        previous: The mask before the last prompts, if there is one.
+        prompts: In voxels of the original volume, those of earlier rounds included.
+        previous: The mask before the newest prompts, if there is one.
     """
 
     prompts: Prompts
@@ -49,13 +49,13 @@ class ObjectRequest:
 
 @dataclass(frozen=True)
 class RoiQuery:
-    """What the network is asked: the prompts in voxels of the ROI, the mask in those of the mask.
+    """What the network is asked about a ROI.
 
     Attributes:
-        roi: To look at.
-        points: (N, 3) float32.
+        roi: The part of the volume that it sees.
+        points: (N, 3) float32, (z, y, x) in voxels of the ROI.
         labels: (N,) int64, as PromptEncoder3D.forward takes them.
-        mask: (M, M, M) bool.
+        mask: (M, M, M) bool, the mask prompt, as fine as the network's masks.
     """
 
     roi: Roi
@@ -94,7 +94,7 @@ def points_in(prompts: Prompts, roi: Roi) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The sizes of a volume and of the network that looks at it.
+    """The volume's grid, and how many voxels the network sees and answers.
 
     Attributes:
         shape: (D, H, W) of the volume.
@@ -112,7 +112,7 @@ class Geometry:
         return roi_of(bounds, self.size, self.size // self.mask_size, self.shape)
 
     def mask_roi(self, roi: Roi) -> Roi:
-        """The same cube in voxels of the mask."""
+        """The same cube in voxels of the network's masks."""
         return roi.coarse(self.size // self.mask_size)
 
 
@@ -121,18 +121,20 @@ class Search:
     """An object while it is looked for.
 
     Attributes:
-        prompts: All that count.
+        prompts: Of several clicks on a voxel, the newest alone.
         previous: The mask before them; None where there is none, or an empty one.
-        bounds: Edges of the ROI in voxels of the volume, (2, 3).
-        step: By which a side of the ROI is moved outwards in an expansion, (3,) voxels.
+        bounds: (2, 3) edges of the ROI in voxels of the volume.
+        step: (3,) voxels by which an expansion moves a side of the ROI outwards.
+        unchecked: The clicks that may turn out not to be obeyed.
         patches: The answer for the whole object, then those on refinement crops.
-        iou: As estimated for the whole object.
+        iou: As the network estimates it for the whole object.
     """
 
     prompts: Prompts
     previous: Mask | None
     bounds: np.ndarray
     step: np.ndarray
+    unchecked: Iterator[Click]
     patches: list[Patch] = field(default_factory=list)
     iou: float = 0.0
 
@@ -145,18 +147,25 @@ class Search:
         return RoiQuery(roi, *points_in(self.prompts, roi), mask)
 
     def refinement_query(self, click: Click, geometry: Geometry) -> RoiQuery:
-        """A finer ROI round a click, with what was found so far as mask prompt."""
+        """A refinement crop round a click, with what was found so far as mask prompt."""
         roi = geometry.roi(refinement_bounds(self.bounds, click.point))
         mask_roi = geometry.mask_roi(roi)
         positions = [mask_roi.positions(axis)[0] for axis in range(3)]
         mask = render(self.patches, positions) > MASK_THRESHOLD
         return RoiQuery(roi, *points_in(self.prompts, roi), mask)
 
-    def expand(self) -> bool:
-        """Move the sides of the ROI that the mask touches outwards; False if there are none."""
-        faces = touched(self.patches[0].logits, self.patches[0].roi)
-        self.bounds = self.bounds + faces * [[-1.0], [1.0]] * self.step
-        return bool(faces.any())
+    @property
+    def cut_faces(self) -> np.ndarray:
+        """(2, 3) bool: the faces of the ROI at which it cuts the mask."""
+        return touched(self.patches[0])
+
+    def expand(self) -> None:
+        """Move them outwards."""
+        self.bounds = self.bounds + self.cut_faces * [[-1.0], [1.0]] * self.step
+
+    def next_disobeyed(self) -> Click | None:
+        """The next click that is not obeyed by what was found so far, None after the last one."""
+        return next((c for c in self.unchecked if not is_obeyed(c, self.patches)), None)
 
 
 Ask = Callable[[Sequence[RoiQuery]], Iterable[RoiAnswer]]  # answers in the order of the queries
@@ -167,29 +176,27 @@ def segment_objects(
 ) -> list[Prediction]:
     """Segment objects together, by asking the network.
 
-    First each object is asked for on one ROI as a whole; then on a larger one, while its mask
-    touches the border; then, click after click, on a finer crop round those that were not obeyed.
+    First each object as a whole on one ROI; then on a larger one while its mask touches the border;
+    then on a refinement crop round each click that was not obeyed, one after the other, since the
+    mask prompt of a crop is what the crops before it found.
 
     Args:
         requests: The objects.
-        ask: The network.
-        geometry: Of volume and network.
-        settings: Of the checkpoint.
+        ask: Answers the queries of several objects together.
+        geometry: The volume's grid and the network's sizes.
+        settings: Those that the network was trained with.
     """
     searches = [begin_search(request, geometry, settings) for request in requests]
     asked = [search for search in searches if search is not None]
 
     ask_for_whole(asked, ask, geometry)
     for _ in range(MAX_EXPANSIONS):
-        ask_for_whole([search for search in asked if search.expand()], ask, geometry)
+        cut = [search for search in asked if search.cut_faces.any()]
+        for search in cut:
+            search.expand()
+        ask_for_whole(cut, ask, geometry)
 
-    for i in range(max((len(search.prompts.clicks) for search in asked), default=0)):
-        clicked = [
-            (search, search.prompts.clicks[i])
-            for search in asked
-            if i < len(search.prompts.clicks)
-            and not is_obeyed(search.prompts.clicks[i], search.patches)
-        ]
+    while clicked := [(s, click) for s in asked if (click := s.next_disobeyed()) is not None]:
         ask_for_refinements(clicked, ask, geometry)
 
     return [
@@ -210,8 +217,9 @@ def begin_search(
     is_asked = prompts.box is not None or len(prompts.clicks) > 0
     if bounds is None or not is_asked or (prompts.is_right and previous is not None):
         return None
-    step = EXTENSION * (bounds[1] - bounds[0])
-    return Search(prompts, previous if kept is not None else None, bounds, step)
+    step = EXPANSION * (bounds[1] - bounds[0])
+    begun = previous if kept is not None else None
+    return Search(prompts, begun, bounds, step, iter(prompts.clicks))
 
 
 def ask_for_whole(searches: Sequence[Search], ask: Ask, geometry: Geometry) -> None:

@@ -17,7 +17,7 @@ class Batches:
     Where one needs more memory than there is, it and all later ones have half as many.
 
     Attributes:
-        size: Of a batch at most; to begin with, and then as it was found to fit.
+        size: Queries in a batch, at most; fewer once memory has run out.
     """
 
     def __init__(self, size: int) -> None:

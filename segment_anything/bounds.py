@@ -13,13 +13,13 @@ from segment_anything.prompts import Index3, Prompts
 from segment_anything.roi import Roi
 
 ROI_FACTOR = 1.8  # sides of the ROI over those of the box
-ROI_SPACING = 1.5  # mm; of the ROI's voxels where only a click says where the object is
+ROI_SPACING = 1.5  # mm, side of the ROI's voxels where only a click says where the object is
 MIN_ROI_VOXELS = 8.0  # original ones, along each side of the ROI
 MIN_CLICKED = 1 / 3  # least side without a box, over that of the first click's ROI
 SIDE_RATIO = 1.25  # between the sides that a ROI without a box may have
-EXTENSION = 0.25  # of its sides, by which a ROI grows until it holds what it must
-MARGIN = 1 / 16  # of its sides: nearer to the border than that needs an extension
-REFINEMENT_SCALE = 0.5  # sides of a piece over those of the ROI
+EXPANSION = 0.25  # share of its side by which a ROI is expanded at a time
+MARGIN = 1 / 16  # share of its side: what lies nearer to the border calls for an expansion
+REFINEMENT_SCALE = 0.5  # sides of a refinement crop over those of the ROI
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class AdaptiveSettings:
 
     Attributes:
         roi_factor: Sides of the ROI over those of the box.
-        roi_spacing: In mm; of the ROI's voxels where there are only clicks.
-        normalisation: Of the ROI; `zscore`, that of `segment_anything.roi.normalise`.
+        roi_spacing: Side of the ROI's voxels in mm, where there are only clicks.
+        normalisation: The ROI's; `zscore` is `segment_anything.roi.normalise`.
     """
 
     roi_factor: float = ROI_FACTOR
@@ -46,11 +46,11 @@ class AdaptiveSettings:
 
 
 def bounds_of(mask: np.ndarray) -> np.ndarray | None:
-    """Of the voxels of a (D, H, W) array that are not 0 or False, None if there are none."""
-    planes = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    if not len(planes[0]):
+    """Bounds of the voxels of a (D, H, W) array that are not 0, None if there are none."""
+    rows = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    if not len(rows[0]):
         return None
-    return np.array([[p[0] for p in planes], [p[-1] + 1 for p in planes]], float)
+    return np.array([[row[0] for row in rows], [row[-1] + 1 for row in rows]], float)
 
 
 def around(core: np.ndarray, factor: float, least: np.ndarray | float = 0.0) -> np.ndarray:
@@ -60,15 +60,16 @@ def around(core: np.ndarray, factor: float, least: np.ndarray | float = 0.0) -> 
 
 
 def union(*parts: np.ndarray) -> np.ndarray:
+    """The smallest bounds that hold all of these."""
     return np.stack([np.min([p[0] for p in parts], 0), np.max([p[1] for p in parts], 0)])
 
 
-def extend(base: np.ndarray, needed: np.ndarray) -> np.ndarray:
-    """Bounds that hold `needed` with a margin: `base`, moved outwards by whole EXTENSIONs.
+def expand(base: np.ndarray, needed: np.ndarray) -> np.ndarray:
+    """Bounds that hold `needed` with a margin: `base`, moved outwards by whole EXPANSIONs.
 
     In steps, so that the ROI stands, and with it its embedding, while little changes.
     """
-    step = EXTENSION * (base[1] - base[0])
+    step = EXPANSION * (base[1] - base[0])
     bounds = base
     while True:  # a longer side has wider voxels, by which roi_of may move it: a wider margin
         margin = MARGIN * (bounds[1] - bounds[0])
@@ -104,12 +105,12 @@ def choose_bounds(
         size: Voxels along the side of the ROI.
         shape: (D, H, W) of the volume.
         spacing: (z, y, x) in mm.
-        settings: Of the checkpoint.
+        settings: Those that the network was trained with.
 
     Returns:
         Round the box, `roi_factor` times as large. Without one, round the first foreground click
         at `roi_spacing`, but with no side longer than the volume's; and once there is a mask,
-        round mask and foreground clicks. Extended so that the mask and all clicks are inside.
+        round mask and foreground clicks. Expanded so that the mask and all clicks are inside.
         None where there is neither box, nor mask, nor foreground click.
     """
     points = [
@@ -129,7 +130,7 @@ def choose_bounds(
     else:
         return None
     needed = [point for _, point in points] + ([] if kept is None else [kept])
-    return extend(base, union(*needed)) if needed else base
+    return expand(base, union(*needed)) if needed else base
 
 
 def roi_of(bounds: np.ndarray, size: int, stride: int, shape: Index3) -> Roi:
@@ -144,5 +145,5 @@ def roi_of(bounds: np.ndarray, size: int, stride: int, shape: Index3) -> Roi:
 
 
 def refinement_bounds(bounds: np.ndarray, point: Index3) -> np.ndarray:
-    """Of a piece of `bounds` round a voxel, with its proportions."""
+    """Bounds of a refinement crop round a voxel, with the proportions of `bounds`."""
     return np.array(point) + 0.5 + np.outer([-0.5, 0.5], REFINEMENT_SCALE * (bounds[1] - bounds[0]))

@@ -11,10 +11,8 @@ from segment_anything.modeling.sam3D import MASK_THRESHOLD
 from segment_anything.prompts import Click, Index3, Region
 from segment_anything.roi import Roi, crop_roi_nearest, sample_linear
 
-REFINEMENT_BLEND = (
-    0.25  # of a refinement crop's side, from its border inwards, over which it fades in
-)
-KEPT_LOGIT = 1.0  # of what is kept as it was since there is nothing to ask
+REFINEMENT_BLEND = 0.25  # share of a refinement crop's side over which it fades in from a face
+KEPT_LOGIT = 1.0  # for a mask that is kept since there is nothing to ask
 
 
 @dataclass(frozen=True)
@@ -26,12 +24,12 @@ class Mask:
 
     @property
     def bounds(self) -> np.ndarray | None:
-        """Of the True voxels, None if there are none."""
+        """Bounds of the True voxels in the volume, None if there are none."""
         bounds = bounds_of(self.inside)
         return None if bounds is None else bounds + [part.start for part in self.region]
 
     def crop(self, roi: Roi) -> np.ndarray:
-        """Nearest to the voxels of a ROI."""
+        """(S, S, S) bool, nearest to the voxels of a ROI."""
         z, y, x = (part.start for part in self.region)
         return crop_roi_nearest(self.inside, roi, origin=(z, y, x)).astype(bool)
 
@@ -42,8 +40,8 @@ class Prediction:
 
     Attributes:
         shape: (D, H, W) of the volume.
-        region: Holds the whole object.
-        region_logits: There, float16; the object is where they are above MASK_THRESHOLD.
+        region: The part of the volume that holds the whole object.
+        region_logits: Its logits, float16; the object is where they are above MASK_THRESHOLD.
         iou: As the network estimates it.
     """
 
@@ -54,7 +52,7 @@ class Prediction:
 
     @property
     def kept(self) -> Mask:
-        # Float16 is slow in NumPy.
+        # NumPy is slow with float16.
         return Mask(self.region, (torch.from_numpy(self.region_logits) > MASK_THRESHOLD).numpy())
 
     @property
@@ -74,40 +72,44 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Patch:
-    """The network's logits (M, M, M) on a ROI; `roi` is that ROI in voxels of the mask."""
+    """(M, M, M) logits of the network; `roi` is what it saw, in voxels of the logits."""
 
     roi: Roi
     logits: np.ndarray
 
 
-def touched(logits: np.ndarray, roi: Roi) -> np.ndarray:
-    """(2, 3) bool: at which faces of its ROI a mask lies, other than at those of the volume."""
+def touched(patch: Patch) -> np.ndarray:
+    """(2, 3) bool: the faces of its ROI at which a mask lies, and beyond which the volume goes on.
+
+    The first row holds the lower faces along (z, y, x), the second the upper ones.
+    """
     faces = np.zeros((2, 3), bool)
-    mask = (logits > MASK_THRESHOLD) & is_inside(roi)
+    mask = (patch.logits > MASK_THRESHOLD) & is_inside(patch.roi)
     for axis in range(3):
-        for side, at in ((0, 0), (1, -1)):
-            goes_on = roi.start[axis] > 0 if side == 0 else _ends_before(roi, axis)
-            faces[side, axis] = goes_on and np.take(mask, at, axis=axis).any()
+        goes_on = patch.roi.start[axis] > 0, _ends_before(patch.roi, axis)
+        for side, at in enumerate((0, -1)):
+            faces[side, axis] = goes_on[side] and np.take(mask, at, axis=axis).any()
     return faces
 
 
 def is_inside(roi: Roi) -> np.ndarray:
-    """(S, S, S) bool: which voxels of a ROI lie in the volume."""
+    """(S, S, S) bool: the voxels of a ROI that lie in the volume."""
     z, y, x = (roi.positions(axis)[1] for axis in range(3))
     return z[:, None, None] & y[:, None] & x
 
 
 def _ends_before(roi: Roi, axis: int) -> bool:
-    """Whether the volume goes on beyond the upper face of a ROI."""
+    """True if the volume goes on beyond the upper face of a ROI."""
     return (roi.start[axis] + roi.size) * roi.step[axis] < roi.shape[axis]
 
 
 def nothing(shape: Index3, iou: float = 0.0) -> Prediction:
+    """An object without a voxel."""
     return Prediction(shape, (slice(0, 0),) * 3, np.zeros((0, 0, 0), np.float16), iou)
 
 
 def unchanged(previous: Mask | None, shape: Index3, logit: float) -> Prediction:
-    """The mask so far as a prediction."""
+    """The mask so far as a prediction: `logit` inside, the opposite outside."""
     if previous is None:
         return nothing(shape)
     logits = np.where(previous.inside, logit, -logit).astype(np.float16)
@@ -130,7 +132,7 @@ def assemble(patches: Sequence[Patch], shape: Index3, iou: float) -> Prediction:
 
 
 def _positive_bounds(patch: Patch) -> np.ndarray | None:
-    """Of the voxels that interpolation can make foreground."""
+    """Bounds of the voxels that interpolation can make foreground, None if there are none."""
     positive = bounds_of((patch.logits > MASK_THRESHOLD) & is_inside(patch.roi))
     if positive is None:
         return None
@@ -144,33 +146,33 @@ def render(patches: Sequence[Patch], positions: Sequence[np.ndarray]) -> np.ndar
     The first patch holds on its ROI, with background beyond; each further one counts fully in its
     middle, and fades towards its borders.
     """
-    first, *pieces = patches
+    first, *refinements = patches
     logits = _interpolate(first, positions)
     for axis, position in enumerate(positions):
         edge = (position + 0.5) / first.roi.step[axis] - first.roi.start[axis]
         beyond = (edge < 0) | (edge > first.roi.size)
         if beyond.any():
             logits[(slice(None),) * axis + (beyond,)] = -KEPT_LOGIT
-    for piece in pieces:
-        weights = [_fade(piece.roi, axis, position) for axis, position in enumerate(positions)]
+    for patch in refinements:
+        weights = [_fade(patch.roi, axis, position) for axis, position in enumerate(positions)]
         part = tuple(_span(weight) for weight in weights)
         inside = [position[p] for position, p in zip(positions, part, strict=True)]
         if not all(len(position) for position in inside):
             continue
         z, y, x = (weight[p] for weight, p in zip(weights, part, strict=True))
         weight = z[:, None, None] * y[:, None] * x
-        logits[part] += weight * (_interpolate(piece, inside) - logits[part])
+        logits[part] += weight * (_interpolate(patch, inside) - logits[part])
     return logits
 
 
 def is_obeyed(click: Click, patches: Sequence[Patch]) -> bool:
-    """Whether the clicked voxel is what the click says."""
+    """True if the clicked voxel is what the click says."""
     logit = render(patches, [np.array([float(p)]) for p in click.point]).item()
     return (logit > MASK_THRESHOLD) == click.is_foreground
 
 
 def _interpolate(patch: Patch, positions: Sequence[np.ndarray]) -> np.ndarray:
-    """Linear; at the volume's border without the voxels beyond, where there is nothing to see."""
+    """Linear interpolation of a patch, without its voxels beyond the volume: nothing is there."""
     roi, rows = patch.roi, []
     for axis, position in enumerate(positions):
         row = (position + 0.5) / roi.step[axis] - 0.5 - roi.start[axis]
@@ -180,9 +182,9 @@ def _interpolate(patch: Patch, positions: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _fade(roi: Roi, axis: int, position: np.ndarray) -> np.ndarray:
-    """The weight of a piece along an axis: 0 at its border and beyond, 1 in its middle.
+    """The weight of a refinement crop along an axis: 0 at its border and beyond, 1 in its middle.
 
-    Where the border is that of the volume, or beyond, it does not fade.
+    It does not fade where its border is that of the volume, or beyond.
     """
     side = roi.size * roi.step[axis]
     low = (position + 0.5 - roi.start[axis] * roi.step[axis]) / side  # 0..1 from face to face
@@ -195,5 +197,6 @@ def _fade(roi: Roi, axis: int, position: np.ndarray) -> np.ndarray:
 
 
 def _span(weight: np.ndarray) -> slice:
+    """From the first to the last weight above 0."""
     above = np.flatnonzero(weight)
     return slice(above[0], above[-1] + 1) if len(above) else slice(0, 0)

@@ -25,8 +25,8 @@ from segment_anything.prompts import Box, Click, Index3, Prompts
 from segment_anything.roi import Roi, crop_roi_averaged, normalise
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CACHE_BYTES = 2**31  # of embeddings; 6 MB each with hybrid_s in float32, 0.8 MB with vit_b_ori
-MAX_UNDO = 16  # calls that can be taken back, of each object
+CACHE_BYTES = 2**31  # an embedding takes 6 MB with hybrid_s in float32, 0.8 MB with vit_b_ori
+MAX_UNDO = 16  # calls that can be taken back for each object
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
@@ -101,10 +101,10 @@ class SamPredictor3D:
 
     Args:
         model: In eval mode, on the device to use.
-        settings: Of its checkpoint.
+        settings: Those that it was trained with.
         precision: One of PRECISIONS.
         batch_size: Objects that go through the network together; None: 8 on a GPU, 1 on a CPU.
-        cache_bytes: Of embeddings at most.
+        cache_bytes: Memory for embeddings.
     """
 
     def __init__(
@@ -268,7 +268,7 @@ class SamPredictor3D:
     def _decode(
         self, embeddings: Sequence[Embedding], queries: Sequence[RoiQuery]
     ) -> list[RoiAnswer]:
-        """Of queries with the same number of points."""
+        """The answers to queries with the same number of points."""
         device = self.model.device
         points, labels, masks = (
             torch.from_numpy(np.stack([getattr(query, name) for query in queries])).to(device)
@@ -281,7 +281,7 @@ class SamPredictor3D:
         return [RoiAnswer(*pair) for pair in zip(logits, iou[:, 0].tolist(), strict=True)]
 
     def _embeddings(self, rois: Sequence[Roi]) -> list[Embedding]:
-        """Of each ROI, computed where it is not held."""
+        """The embedding of each ROI, computed where it is not held."""
         found = {roi: held for roi in rois if (held := self._cache.get(roi)) is not None}
         missing = [roi for roi in dict.fromkeys(rois) if roi not in found]
         if missing:
@@ -340,7 +340,7 @@ class Canvas:
         self._highest = torch.full(shape, MASK_THRESHOLD, dtype=torch.float16)
 
     def paint(self, label: int, prediction: Prediction) -> None:
-        """Of equal logits the first one stays."""
+        """Take the voxels where no object so far has as high a logit."""
         logits = torch.from_numpy(prediction.region_logits)  # float16 is slow in NumPy
         highest = self._highest[prediction.region]
         wins = logits > highest

@@ -31,7 +31,7 @@ class Prompts:
     """The prompts of one object.
 
     Attributes:
-        box: Of it.
+        box: None where there is none.
         clicks: In the order in which they were made.
         is_right: The last round found nothing to correct.
     """
@@ -42,7 +42,7 @@ class Prompts:
 
     @property
     def newest(self) -> "Prompts":
-        """Of several clicks on a voxel the last one alone."""
+        """The same with, of several clicks on a voxel, the last one alone."""
         newest: dict[Index3, Click] = {}
         for click in self.clicks:
             newest.pop(click.point, None)

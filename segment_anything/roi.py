@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segment_anything.prompts import Index3
 
-CHUNK_VOXELS = 2**21  # of an image, as floats at the same time
+CHUNK_VOXELS = 2**21  # voxels of an image that are held as floats at a time
 MAX_AVERAGED = 3  # samples along an axis of a ROI voxel; more cost more than they add
 
 
@@ -29,7 +29,7 @@ class Roi:
         size: Voxels along each side of the cube.
         start: First voxel of the cube on the resampled grid; may lie outside of it.
         step: Original voxels per resampled voxel.
-        shape: Of the original volume.
+        shape: (D, H, W) of the original volume.
     """
 
     size: int
@@ -48,7 +48,7 @@ class Roi:
         return Roi(self.size // stride, (z, y, x), (tz, ty, tx), self.shape)
 
     def positions(self, axis: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of the cube's voxels along an axis: original voxel coordinates, and which are inside."""
+        """Original coordinates of the cube's voxels along an axis, and which are in the volume."""
         n, step = self.shape[axis], self.step[axis]
         index = np.arange(self.size) + self.start[axis]
         position = (index + 0.5) * step - 0.5

@@ -18,7 +18,7 @@ from segment_anything.modeling.prompt_encoder3D import box_corners
 
 Pyramid = tuple[Tensor, Tensor, Tensor]
 
-CLICK_SIGMA = 1.0  # voxels of the drawn volumes; of the Gaussian for a click
+CLICK_SIGMA = 1.0  # of the Gaussian drawn for a click, in voxels of the drawn volumes
 CLICK_REACH = 4.0  # sigmas, beyond which it is 0: floats below 1e-38 slow a CPU down tenfold
 PROMPT_CHANNELS = 4  # foreground clicks, background clicks, box, mask
 
@@ -88,7 +88,7 @@ class TransformerBlock(nn.Module):
 
 
 def attend(blocks: nn.Module, x: Tensor) -> Tensor:
-    """Apply GlobalBlocks to the voxels of (B, C, D, H, W)."""
+    """Apply transformer blocks to the voxels of (B, C, D, H, W) as tokens."""
     tokens = blocks(x.flatten(2).transpose(1, 2))
     return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
 

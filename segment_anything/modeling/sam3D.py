@@ -19,7 +19,7 @@ from segment_anything.modeling.prompt_encoder3D import PromptEncoder3D
 
 MASK_THRESHOLD = 0.0  # logits above it are foreground; sigmoid(0) = 0.5
 
-# Of a batch of ROIs; what it looks like is between image encoder and mask decoder.
+# What the image encoder makes of a batch of ROIs; its shape is between it and the mask decoder.
 Embedding = Tensor | tuple[Tensor, ...]
 
 
@@ -65,8 +65,8 @@ class Sam3D(nn.Module):
     """SAM-Med3D. Encode a ROI once, then decode any number of prompts on it.
 
     Args:
-        image_encoder, prompt_encoder, mask_decoder: Of one variant.
-        voxels_per_token: Of the mask, along an axis.
+        image_encoder, prompt_encoder, mask_decoder: The parts of one variant.
+        voxels_per_token: Voxels of the mask in a token, along an axis.
     """
 
     def __init__(

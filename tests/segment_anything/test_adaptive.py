@@ -13,7 +13,7 @@ from segment_anything.adaptive import (
     points_in,
     segment_objects,
 )
-from segment_anything.bounds import EXTENSION, AdaptiveSettings, choose_bounds, roi_of
+from segment_anything.bounds import EXPANSION, AdaptiveSettings, choose_bounds, roi_of
 from segment_anything.patches import Mask, Patch, assemble, render
 from segment_anything.prompts import Box, Click, Prompts
 from segment_anything.roi import Roi, crop_roi, crop_roi_averaged, crop_roi_nearest, sample_linear
@@ -72,13 +72,13 @@ def test_the_roi_stands_while_mask_and_clicks_are_inside():
 
 
 @pytest.mark.parametrize("is_foreground", [True, False])
-def test_the_roi_is_extended_to_a_click_outside(is_foreground):
+def test_the_roi_is_expanded_to_a_click_outside(is_foreground):
     base = bounds_for(Prompts(BOX))
     click = Click((24, 40, 110), is_foreground)
     bounds = bounds_for(Prompts(BOX, (click,)))
     moved = bounds - base
     assert np.count_nonzero(moved) == 1
-    steps = moved[1, 2] / (EXTENSION * (base[1, 2] - base[0, 2]))
+    steps = moved[1, 2] / (EXPANSION * (base[1, 2] - base[0, 2]))
     assert steps == pytest.approx(round(steps)) and bounds[1, 2] > 111
 
 
@@ -165,12 +165,12 @@ def test_logits_come_back_to_where_they_were():
     np.testing.assert_allclose(render([Patch(roi, function)], rows), expected, atol=1e-3)
 
 
-def test_a_piece_counts_in_its_middle_and_fades_towards_its_border():
+def test_a_refinement_crop_counts_in_its_middle_and_fades_towards_its_border():
     whole = roi_of(np.array([[10.0, 20, 30], [42, 52, 62]]), SIZE, 2, VOLUME).coarse(2)
-    piece = roi_of(np.array([[18.0, 28, 38], [34, 44, 54]]), SIZE, 2, VOLUME).coarse(2)
+    crop = roi_of(np.array([[18.0, 28, 38], [34, 44, 54]]), SIZE, 2, VOLUME).coarse(2)
     patches = [
         Patch(whole, np.full([MASK_SIZE] * 3, -1, np.float32)),
-        Patch(piece, np.full([MASK_SIZE] * 3, 1, np.float32)),
+        Patch(crop, np.full([MASK_SIZE] * 3, 1, np.float32)),
     ]
     middle, row = np.array([26.0]), np.arange(10.0, 42)
     logits = render(patches, [row, middle + 10, middle + 20])[:, 0, 0]
@@ -223,7 +223,7 @@ def test_an_object_comes_back_as_the_network_saw_it():
     assert not query.mask.any()
 
 
-def test_the_roi_grows_while_the_mask_touches_its_border():
+def test_the_roi_is_expanded_while_the_mask_touches_its_border():
     """No object is cut: the box shows the middle of an object that reaches far beyond."""
     truth = ellipsoid((25, 45, 60), (20.4, 10.4, 55.4))
     small = box_of((10, 35, 45), (41, 56, 76))
@@ -236,7 +236,7 @@ def test_the_roi_grows_while_the_mask_touches_its_border():
     assert dice(whole.mask, truth) > 0.93 and len(again.queries) < len(oracle.queries)
 
 
-def test_the_border_of_the_volume_is_no_reason_to_grow():
+def test_the_border_of_the_volume_is_no_reason_to_expand():
     truth = np.zeros(VOLUME, bool)
     truth[:, 20:50] = True
     oracle = Oracle(truth)
@@ -244,7 +244,7 @@ def test_the_border_of_the_volume_is_no_reason_to_grow():
     assert len(oracle.queries) == 1
 
 
-def test_a_hole_that_the_whole_roi_does_not_show_is_found_in_a_piece():
+def test_a_hole_that_the_whole_roi_does_not_show_is_found_in_a_refinement_crop():
     filled = ellipsoid((30, 45, 60), (20.4, 30.4, 50.4))
     truth = filled.copy()
     truth[28:33, 42:49, 57:64] = False
@@ -264,8 +264,8 @@ def test_a_hole_that_the_whole_roi_does_not_show_is_found_in_a_piece():
     near = slice(26, 35), slice(40, 51), slice(54, 67)
     errors = [np.count_nonzero((p.mask != truth)[near]) for p in (before, fine)]
     assert errors[1] < 0.8 * errors[0] and not fine.mask[click.point]
-    whole, piece = oracle.queries
-    assert piece.roi.step == tuple(s / 2 for s in whole.roi.step)
+    whole, crop = oracle.queries
+    assert crop.roi.step == tuple(s / 2 for s in whole.roi.step)
     assert dice(fine.mask, truth) >= dice(before.mask, truth)
 
 
@@ -279,6 +279,33 @@ def test_a_click_that_is_not_obeyed_is_asked_again_from_nearby():
     prediction = oracle.play(Prompts(inside, (Click((4, 5, 6), False),)), spacing=SPACING)
     assert len(oracle.queries) == 2 and not prediction.mask[4, 5, 6]
     assert len(oracle.queries[1].points) == 3 and oracle.queries[1].mask.all()
+
+
+def test_objects_are_asked_together_in_each_phase():
+    """Whichever of their clicks is not obeyed, and whether their ROI is expanded."""
+    truth = ellipsoid((30, 45, 60), (20.4, 30.4, 50.4))
+    inside, outside = Click((30, 45, 60), True), Click((0, 0, 0), False)
+    wrong = [Click((30, 45, 70), False), Click((30, 45, 50), False)]
+    requests = [
+        ObjectRequest(Prompts(box_of(start, stop), clicks))
+        for start, stop, clicks in (
+            ((10, 15, 10), (51, 76, 111), (wrong[0], inside)),
+            ((25, 40, 50), (36, 51, 71), (inside, outside, *wrong)),
+            ((10, 15, 10), (51, 76, 111), ()),
+        )
+    ]
+    oracle, asked = Oracle(truth), []
+
+    def ask(queries):
+        asked.append(len(queries))
+        return oracle.ask(queries)
+
+    geometry = Geometry(VOLUME, THICK, SIZE, MASK_SIZE)
+    together = segment_objects(requests, ask, geometry, SETTINGS)
+    assert [n for n in asked if n] == [3, 1, 1, 2, 1]
+    for request, prediction in zip(requests, together, strict=True):
+        (alone,) = segment_objects([request], oracle.ask, geometry, SETTINGS)
+        np.testing.assert_array_equal(prediction.logits, alone.logits)
 
 
 class Fixed(Oracle):
@@ -301,14 +328,14 @@ def test_what_lies_beyond_the_volume_is_not_found():
 
 
 def test_a_click_near_the_border_of_a_roi_is_obeyed():
-    class Pieces(Oracle):
+    class Corrected(Oracle):
         def answer(self, query):
             value = -1.0 if len(self.queries) == 1 else 1.0
             return np.full([MASK_SIZE] * 3, value, np.float32)
 
     box = box_of((15, 20, 25), (45, 70, 100))
     for point in ((8, 45, 60), (8, 8, 8), (52, 82, 112)):
-        oracle = Pieces(np.zeros(VOLUME))
+        oracle = Corrected(np.zeros(VOLUME))
         prediction = oracle.play(Prompts(box, (Click(point, True),)))
         assert prediction.mask[point]
 

@@ -82,7 +82,7 @@ def test_a_click_lies_in_its_voxel_of_the_roi(drawn):
     points, labels = points_in(prompts, roi)
     assert np.isfinite(points).all()
     clicks = points[np.isin(labels, (0, 1))]
-    assert len(clicks) == len(prompts.clicks)  # the ROI is extended to each of them
+    assert len(clicks) == len(prompts.clicks)  # the ROI is expanded to each of them
     for point, click in zip(clicks, prompts.clicks, strict=True):
         back = (point + roi.start + 0.5) * roi.step - 0.5
         np.testing.assert_allclose(back, click.point, atol=1e-3 * max(1, max(roi.step)))

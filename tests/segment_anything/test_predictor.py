@@ -68,7 +68,7 @@ def test_a_click_costs_no_encoder_pass_while_the_roi_stands(predictor, encoded, 
     inside = np.argwhere(first.mask)[0]
     predictor.predict(points=[inside], labels=[1])
     assert encoded == [1]
-    predictor.predict(points=[(9, 13, 17)], labels=[0])  # outside of the ROI, which is extended
+    predictor.predict(points=[(9, 13, 17)], labels=[0])  # outside of the ROI, which is expanded
     assert len(encoded) > 1
 
 

@@ -122,8 +122,8 @@ def predict_baseline(
     Args:
         model: In eval mode, on the device to use.
         case: As `read_case` returns it.
-        seed: The points that are drawn follow from it, whatever case came before.
-        batches: Objects that go through the network together; None: 8 on a GPU, 1 on a CPU.
+        seed: For the points that are drawn; the same in each case, whatever came before.
+        batches: How many objects go through the network together; None: 8 on a GPU, 1 on a CPU.
         precision: One of PRECISIONS.
 
     Returns:
