@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchio
 
 from conftest import SHAPE, SPACING
 from seeded import DATA
@@ -136,8 +137,6 @@ def make_case(*objects: Prompts, shape=SHAPE, spacing=SPACING, prev_pred=None) -
 
 def test_roi_equals_torchio_crop_or_pad():
     """On the cube round the prompt, for prompts all over an anisotropic volume."""
-    import torchio
-
     rng = np.random.default_rng(0)
     shape, spacing = (20, 50, 70), (3.0, 1.5, 0.75)
     points = [tuple(int(v) for v in rng.integers(0, shape)) for _ in range(20)]

@@ -1,8 +1,11 @@
 """The network against values of the original, against medim's, and against itself."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from medim.models.sam_med3d import ImageEncoderViT3D as MedimEncoder
 
 from conftest import TINY
 from seeded import DATA, published_shapes, randomise, seeded_roi
@@ -66,8 +69,6 @@ def test_prompts_and_masks_equal_the_original(name, seeded_model, embedding):
 
 
 def medim_encoder(**sizes) -> torch.nn.Module:
-    from medim.models.sam_med3d import ImageEncoderViT3D as MedimEncoder
-
     norm = {"norm_layer": lambda dim: torch.nn.LayerNorm(dim, eps=1e-6), "use_rel_pos": True}
     return MedimEncoder(**sizes, **norm)
 
@@ -120,8 +121,6 @@ def test_the_weight_of_the_padding_is_not_rounded():
 def test_cuda_equals_cpu(precision, tiny_model):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    import copy
-
     x = seeded_roi(0, size=32)
     model = copy.deepcopy(tiny_model).cuda()
     dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+import torchio
 
 from conftest import SHAPE
 from segment_anything.roi import (
@@ -117,8 +118,6 @@ def test_a_range_of_many_resampled_voxels_takes_no_memory():
 
 
 def test_normalise_equals_torchio():
-    import torchio
-
     image = torch.from_numpy(volume()).float()
     image[image < 60] = 0  # what CropOrPad pads with, and the air
     expected = torchio.ZNormalization(masking_method=lambda x: x > 0)(image[None])[0]
