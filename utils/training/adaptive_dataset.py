@@ -69,8 +69,8 @@ class AdaptiveDataset(CaseDataset):
         cases: As `find_cases` returns them, on their own grids.
         size: Voxels along each side of the ROI.
         mask_size: Voxels along each side of the network's masks.
-        settings: What inference will obey.
-        seed: What is drawn follows from it.
+        settings: The policy's, as they go into the checkpoint.
+        seed: For all that is drawn.
         min_voxels: Labels must have more.
         synthetic: Samples of an epoch from cases that are made for it, beside those of `cases`.
             Some have the shapes of one with many labels and about cubic voxels.
@@ -242,7 +242,7 @@ def synthetic_case(
     Args:
         seed: With epoch and number, decides what is made.
         epoch: In which it is seen.
-        number: The case's place in the epoch.
+        number: Counts the cases of the epoch.
         shapes: Prepared cases whose labels may give the shapes.
     """
     rng = stream(Stream.SYNTHETIC, seed, epoch, number)

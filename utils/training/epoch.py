@@ -40,7 +40,7 @@ class Stop:
     """A signal handler that asks to finish the step, save and exit.
 
     Attributes:
-        number: The last signal's, 0 before one came.
+        number: The last signal, 0 before one came.
     """
 
     number: int = 0

@@ -87,9 +87,9 @@ def make_optimizer(
 
     Args:
         model: To be trained.
-        lr: The image encoder's.
-        weight_decay: The same for all parts.
-        others_lr: The prompt encoder's and mask decoder's, over `lr`.
+        lr: Learning rate of the image encoder.
+        weight_decay: For all parts alike.
+        others_lr: Learning rate of prompt encoder and mask decoder, over `lr`.
         name: One of OPTIMIZERS.
     """
     assert name in OPTIMIZERS, name

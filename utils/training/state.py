@@ -82,7 +82,7 @@ def build_network(
 
     Args:
         checkpoint: Its weights are copied; None: they are random.
-        model_type: A name of the registry; None: the checkpoint's, or vit_b_ori.
+        model_type: A name in the registry; None: the checkpoint's, or vit_b_ori.
         img_size: Voxels along the ROI's sides; None: as the checkpoint or the registry says.
         allow_partial_weight: Leave tensors that do not fit as they are initialised.
 
@@ -180,8 +180,8 @@ def check_resumed(
     Args:
         content: What `read_state` returned. The options in a file of the original say nothing.
         options: Those of now, with the number of processes.
-        model_type: The network's in `content`.
-        img_size: The network's in `content`.
+        model_type: That of the network in `content`.
+        img_size: Voxels along the sides of its ROI.
 
     Raises:
         ValueError: The options are those of another recipe, optimizer or network, or `content`
