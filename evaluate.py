@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,14 @@ from utils.evaluation.report.results import Result, collect, write_segs
 from utils.evaluation.report.slices import cut_slices
 from utils.formats.case import read_labelled_case
 from utils.formats.npz import CaseError, fingerprint
+from utils.inference.checkpoint import read_checkpoint
 from utils.inference.load import checkpoint_path, load_model
 from utils.options import add_model_options, int_from, model_defaults
 from utils.runtime.distributed import Workers, is_launched, run_local
 
-# torch is imported where it is used: what a command predicts needs none.
 ROOT = Path(__file__).resolve().parent
+# Code of which no result depends: a change there is no reason to compute again.
+NOT_HASHED = ("utils/evaluation/report/", "utils/training/", "utils/data_paths.py")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -87,6 +90,9 @@ class Entry:
     truth_path: Path | None
 
 
+Method = Callable[[Entry], AbstractContextManager[RoundPredictor]]  # begins anew with each case
+
+
 def find_entries(cases: Path, gts: Path | None) -> list[Entry]:
     """The cases below a folder; their truth in `gts` under the same path, or the same name."""
     folder = cases.parent if cases.is_file() else cases
@@ -117,31 +123,43 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError(f"--outputs {args.outputs}: expected a folder outside of --cases")
 
 
-def results_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What results depend on; those of different settings are not mixed."""
-    from utils.inference.checkpoint import read_checkpoint
+def prepare(folder: Folder, args: argparse.Namespace) -> int:
+    """Make the folder of the report -> exit status 0, or 2 if results can't be kept there."""
+    try:
+        folder.prepare(result_settings(args), run_details(args), args.restart)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
+
+def result_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What results depend on; those of different settings are not mixed."""
     settings: dict[str, Any] = {"time_limit": args.time_limit}
     if args.command is not None:
         settings["command"] = args.command
     else:
-        with open(checkpoint_path(args), "rb") as file:
+        path = checkpoint_path(args)
+        with open(path, "rb") as file:
             settings["checkpoint"] = hashlib.file_digest(file, "sha256").hexdigest()
         settings |= {key: getattr(args, key) for key in ("policy", "seed", "precision", "backend")}
         if args.policy == "auto":
-            settings["policy"] = read_checkpoint(checkpoint_path(args)).policy
-    code = hashlib.sha256()
-    # Without report/: another look of the page is no reason to compute again. Nor is another list
-    # of training data.
-    for source in sorted([*ROOT.glob("utils/**/*.py"), *ROOT.glob("segment_anything/**/*.py")]):
-        if source.name != "data_paths.py" and "report" not in source.parts:
-            code.update(source.read_bytes())
-    settings["code"] = code.hexdigest()
+            settings["policy"] = read_checkpoint(path).policy
+    settings["code"] = hash_code(ROOT)
     return settings
 
 
-def report_facts(args: argparse.Namespace) -> dict[str, str]:
-    """What a reader of the report wants to know beside the settings."""
+def hash_code(root: Path) -> str:
+    """SHA-256 of all code below `root` that results may depend on."""
+    code = hashlib.sha256()
+    for source in sorted([*root.glob("utils/**/*.py"), *root.glob("segment_anything/**/*.py")]):
+        if not source.relative_to(root).as_posix().startswith(NOT_HASHED):
+            code.update(source.read_bytes())
+    return code.hexdigest()
+
+
+def run_details(args: argparse.Namespace) -> dict[str, str]:
+    """What the report tells beside the settings: method, commit and date."""
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     commit = ""
     if shutil.which("git"):
@@ -150,25 +168,26 @@ def report_facts(args: argparse.Namespace) -> dict[str, str]:
     return {"method": method, "commit": commit, "date": time.strftime("%Y-%m-%d")}
 
 
-def prepare(folder: Folder, args: argparse.Namespace) -> int:
-    try:
-        folder.prepare(results_settings(args), report_facts(args), args.restart)
-    except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+def make_method(args: argparse.Namespace, folder: Folder) -> Method:
+    """The command, started anew for each case, or this repository's network, loaded once.
 
-
-def load_predictor(args: argparse.Namespace) -> RoundPredictor:
-    """This repository's network as the method."""
+    Raises:
+        OSError: There is no checkpoint.
+        ValueError: The checkpoint or the device can't be used.
+    """
+    if args.command is not None:
+        return lambda entry: command_predictor(args.command, entry.path, folder.log(entry.name))
     _, segment = load_model(args)
-    return timed_predictor(segment)
+    return lambda entry: nullcontext(timed_predictor(segment))
 
 
-def evaluate_entry(
-    entry: Entry, folder: Folder, method: RoundPredictor | None, args: argparse.Namespace
-) -> Result:
-    """Play the protocol on a case, unless that is done; keep what comes out."""
+def evaluate_case(entry: Entry, method: Method, folder: Folder, args: argparse.Namespace) -> Result:
+    """Play the protocol on a case, unless that is done; keep what comes out.
+
+    Raises:
+        CaseError: The case or its truth can't be used.
+        OSError: A file can't be read or written.
+    """
     if entry.truth_path is not None and not entry.truth_path.is_file():
         raise CaseError(f"{entry.path.name}: expected its truth in {entry.truth_path}, got none")
     identity = "".join(fingerprint(p) for p in (entry.path, entry.truth_path) if p is not None)
@@ -176,16 +195,11 @@ def evaluate_entry(
     if result is not None:
         return result
     labelled = read_labelled_case(entry.path, entry.truth_path)
-    predictor: AbstractContextManager[RoundPredictor]
-    if method is None:
-        log = folder.log(entry.name)
-        predictor = command_predictor(args.command, entry.path, log)
-    else:
-        predictor = nullcontext(method)
     rounds: list[Round] = []
     segs: list[np.ndarray] = []
-    with predictor as predict:
-        for played, seg in play(labelled, predict, args.time_limit or math.inf, threads()):
+    with method(entry) as predict_round:
+        limit = args.time_limit or math.inf
+        for played, seg in play(labelled, predict_round, limit, thread_count()):
             rounds.append(played)
             segs = [*segs, seg] if args.save == "all" else [seg]
     if args.save != "none":
@@ -195,12 +209,13 @@ def evaluate_entry(
     return result
 
 
-def threads() -> int:
-    """For clicks and scores: more than these wait for each other."""
+def thread_count() -> int:
+    """Threads for clicks and scores; more than these wait for each other."""
     return min(4, int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))))
 
 
 def summary_line(result: Result, seconds: float) -> str:
+    """What is printed of a case that took so many seconds."""
     curve = result.curve("DSC")
     first = curve[0 if result.has_boxes else 1]
     line = (
@@ -213,7 +228,12 @@ def summary_line(result: Result, seconds: float) -> str:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Returns the exit status: 0, 1 if a case or a prediction failed, 2 if nothing can be done."""
+    """Evaluate the cases and write the report.
+
+    Returns:
+        The exit status: 0, 1 if a case or a prediction failed, 2 if nothing can be done. Of several
+        processes the first one tells whether one failed.
+    """
     try:
         check_args(args)
     except ValueError as error:
@@ -230,7 +250,7 @@ def main(args: argparse.Namespace) -> int:
     if status:
         return status
     try:
-        method = None if args.command is not None else load_predictor(args)
+        method = make_method(args, folder)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -239,7 +259,7 @@ def main(args: argparse.Namespace) -> int:
     for entry in bar:
         start = time.perf_counter()
         try:
-            result = evaluate_entry(entry, folder, method, args)
+            result = evaluate_case(entry, method, folder, args)
             bar.write(summary_line(result, time.perf_counter() - start))
         except Exception as error:  # a case that fails does not stop the others
             if not isinstance(error, CaseError):  # its message says all, and names the case

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 import evaluate
 from conftest import ROOT, SHAPE, as_objects, case_arrays, inclusive_box
+from utils.evaluation import protocol
 from utils.evaluation.report import page
 from utils.evaluation.report.folder import Folder
 from utils.evaluation.report.results import grouping
@@ -54,6 +56,13 @@ def run(tmp_path, capsys):
 @pytest.fixture
 def model(tiny_checkpoint) -> list[str]:
     return ["--checkpoint", str(tiny_checkpoint), "--device", "cpu"]
+
+
+@pytest.fixture
+def copied_truth(tmp_path) -> str:
+    """A command that answers with the truth, at once."""
+    np.savez(tmp_path / "segs.npz", segs=truth().astype(np.uint8))
+    return f"cp {tmp_path}/segs.npz outputs/$(ls inputs)"
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -104,13 +113,16 @@ def test_the_report_of_a_folder(run, model, tmp_path):
     assert "| **CT** | 1 |" in (tmp_path / "out" / "summary.md").read_text()
 
 
-def test_a_command_gives_the_same_numbers_as_the_network_in_process(run, model, tmp_path):
+def test_a_command_gives_the_same_numbers_as_the_network_in_process(
+    run, model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(protocol, "ROUNDS", 4)  # the command takes seconds to begin
+    monkeypatch.chdir(ROOT), monkeypatch.setenv("PYTHON", sys.executable)
     write_labelled(tmp_path / "cases" / "a.npz", boxes=None)
     assert run(*model)[0] == 0
     command = " ".join(["sh predict.sh", *model])
-    options = ["--cases", tmp_path / "cases", "--outputs", tmp_path / "out2", "--command", command]
-    finished = evaluate_py(*options, PYTHON=sys.executable)
-    assert finished.returncode == 0, finished.stderr
+    status, _, err = run("--outputs", tmp_path / "out2", "--command", command)
+    assert (status, err) == (0, "")
     for name in ("metrics.csv", "metrics_objects.csv"):
         ours, theirs = (rows(tmp_path / folder / name) for folder in ("out", "out2"))
         assert without_times(ours) == without_times(theirs)
@@ -153,12 +165,14 @@ def test_a_command_finds_what_the_official_evaluator_writes(run, tmp_path, monke
     assert not (tmp_path / "listing").exists()  # it was the scratch folder's
 
 
-def test_what_is_wrong_with_a_prediction_is_named_and_the_run_goes_on(run, tmp_path, monkeypatch):
+def test_what_is_wrong_with_a_prediction_is_named_and_the_run_goes_on(
+    run, copied_truth, tmp_path, monkeypatch
+):
     for name in "abcde":
         write_labelled(tmp_path / "cases" / f"{name}.npz")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "method.sh").write_text(
-        f"""{STAND_IN}
+        f"""{copied_truth}
         case=$(ls inputs)
         [ $case != b.npz ] || {{ rm outputs/*; echo no memory; exit 7; }}
         [ $case != c.npz ] || echo broken > outputs/c.npz
@@ -229,6 +243,43 @@ def test_results_of_other_settings_are_not_mixed(run, model, tmp_path, monkeypat
     assert run(*model, "--seed", "2", "--restart")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("changed", "is_stale"),
+    [
+        ("utils/formats/case.py", True),
+        ("utils/inference/method.py", True),
+        ("utils/evaluation/protocol.py", True),
+        ("utils/runtime/device.py", True),
+        ("utils/options.py", True),
+        ("utils/new_room/new.py", True),
+        ("segment_anything/predictor3D.py", True),
+        ("segment_anything/modeling/sam3D.py", True),
+        ("utils/evaluation/report/page.py", False),
+        ("utils/training/epoch.py", False),
+        ("utils/data_paths.py", False),
+        ("README.md", False),
+    ],
+)
+def test_results_are_stale_where_code_that_they_depend_on_changed(changed, is_stale, tmp_path):
+    root = tmp_path / "report" / "training"  # names of folders above say nothing
+    for folder in ("utils", "segment_anything"):
+        shutil.copytree(ROOT / folder, root / folder)
+    before = evaluate.hash_code(root)
+    assert before == evaluate.hash_code(ROOT)
+    (root / changed).parent.mkdir(exist_ok=True)
+    with open(root / changed, "a") as file:
+        file.write("#")
+    assert (evaluate.hash_code(root) != before) == is_stale
+
+
+def test_what_results_depend_on_imports_nothing_else():
+    for source in [*ROOT.glob("utils/**/*.py"), *ROOT.glob("segment_anything/**/*.py")]:
+        if not source.relative_to(ROOT).as_posix().startswith(evaluate.NOT_HASHED):
+            text = source.read_text()
+            for name in ("utils.training", "utils.evaluation.report", "utils.data_paths"):
+                assert f"from {name}" not in text and f"import {name}" not in text, source
+
+
 @pytest.mark.parametrize("save", ["final", "none"])
 def test_saving_is_switchable(save, run, model, tmp_path):
     write_labelled(tmp_path / "cases" / "a.npz")
@@ -272,36 +323,47 @@ def test_options_that_cannot_be_used(options, message, run, tmp_path):
     assert status == 2 and message in err and "Traceback" not in err
 
 
-@pytest.mark.parametrize("launcher", ["jobs", "torchrun"])
-def test_two_processes_give_what_one_does(launcher, run, model, tmp_path):
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory, tiny_checkpoint) -> tuple[Path, list[str]]:
+    """Folder of cases, one of them broken, and of their results; options to evaluate them again."""
+    folder = tmp_path_factory.mktemp("one_process")
     for name in "abc":
-        write_labelled(tmp_path / "cases" / f"{name}.npz")
-    write_labelled(tmp_path / "cases" / "d.npz", boxes=None)
-    (tmp_path / "cases" / "e.npz").write_bytes(b"PK")
-    assert run(*model)[0] == 1
-    options = ["--cases", tmp_path / "cases", "--outputs", tmp_path / "two", *model]
+        write_labelled(folder / "cases" / f"{name}.npz")
+    write_labelled(folder / "cases" / "d.npz", boxes=None)
+    (folder / "cases" / "e.npz").write_bytes(b"PK")
+    options = ["--cases", str(folder / "cases"), "--checkpoint", str(tiny_checkpoint)]
+    options += ["--device", "cpu"]
+    parser = evaluate.get_args_parser()
+    assert evaluate.main(parser.parse_args([*options, "--outputs", str(folder / "out")])) == 1
+    return folder / "out", options
+
+
+@pytest.mark.parametrize("launcher", ["jobs", "torchrun"])
+def test_two_processes_give_what_one_does(launcher, one_process, tmp_path):
+    out, options = one_process
+    options = [*options, "--outputs", str(tmp_path)]
     if launcher == "jobs":
         finished = evaluate_py(*options, "--jobs", "2")
         assert finished.returncode == 1
     else:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", "2", str(ROOT / "evaluate.py"), *map(str, options)]
+        command += ["--nproc-per-node", "2", str(ROOT / "evaluate.py"), *options]
         finished = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert finished.stdout.count("objects 2") == 4, finished.stderr
     assert finished.stderr.count("NOT EVALUATED e.npz") == 1
     for name in ("metrics.csv", "metrics_objects.csv"):
-        one, two = (rows(tmp_path / folder / name) for folder in ("out", "two"))
+        one, two = (rows(folder / name) for folder in (out, tmp_path))
         assert without_times(one) == without_times(two) and len(one) >= 4
     for name in "abcd":
-        one, two = (np.load(tmp_path / f / "segs" / f"{name}.npz") for f in ("out", "two"))
+        one, two = (np.load(folder / "segs" / f"{name}.npz") for folder in (out, tmp_path))
         np.testing.assert_array_equal(one["all_segs"], two["all_segs"])
 
 
-def test_a_killed_process_does_not_stop_the_others(tmp_path):
+def test_a_killed_process_does_not_stop_the_others(run, copied_truth, tmp_path):
     for name in "abcd":
         write_labelled(tmp_path / "cases" / f"{name}.npz")
     (tmp_path / "method.sh").write_text(
-        f"[ ! -e {tmp_path}/kill ] || [ ! -e inputs/c.npz ] || kill -9 $PPID\n{STAND_IN}\n"
+        f"[ ! -e {tmp_path}/kill ] || [ ! -e inputs/c.npz ] || kill -9 $PPID\n{copied_truth}\n"
     )
     (tmp_path / "kill").touch()
     command = f"exec sh {tmp_path}/method.sh"
@@ -310,8 +372,8 @@ def test_a_killed_process_does_not_stop_the_others(tmp_path):
     assert killed.returncode == 1 and "died of signal 9" in killed.stderr
     assert sorted(os.listdir(tmp_path / "out" / "records")) == ["a.npz", "b.npz", "d.npz"]
     (tmp_path / "kill").unlink()
-    finished = evaluate_py(*options, "--jobs", "2")
-    assert finished.returncode == 0, finished.stderr
+    status, out, err = run("--command", command)
+    assert (status, err) == (0, "") and out.count("objects 2") == 4
     assert len(rows(tmp_path / "out" / "metrics.csv")) == 4
 
 
@@ -323,6 +385,7 @@ def test_sigterm_stops_the_command_and_leaves_no_half_result(tmp_path):
     process = subprocess.Popen([sys.executable, ROOT / "evaluate.py", *map(str, options)])
     while not started.exists():
         assert process.poll() is None
+        time.sleep(0.05)
     process.terminate()
     assert process.wait(30) == 128 + 15
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
