@@ -38,7 +38,7 @@ from bench.common import (
 )
 from utils.formats.case import read_case
 from utils.formats.case import write_case as write_labels
-from utils.inference import method
+from utils.inference import baseline
 from utils.inference.checkpoint import build_model, read_checkpoint
 
 T = TypeVar("T")
@@ -137,8 +137,8 @@ def bench_stages(folder: Path, checkpoint: Path, args: argparse.Namespace) -> No
         model = load().to(args.device)
         case = stages.timed("read", read_case)(path)
         passes = {name: name for name in PASSES}
-        with stages.watching(method, STEPS), stages.watching(model, passes):
-            seg = method.predict_baseline(model, case)
+        with stages.watching(baseline, STEPS), stages.watching(model, passes):
+            seg = baseline.predict_baseline(model, case)
         stages.timed("write", write_labels)(folder / "seg.npz", seg)
     print()
     print_header(f"stage, 1 object of {size_text(shape)}", "median", "90th percentile")
