@@ -18,7 +18,8 @@ from utils.evaluation.simulated_prompts import (
     largest_error_click,
 )
 from utils.formats import safe_pickle
-from utils.formats.case import read_case, stored_box
+from utils.formats.case import read_case
+from utils.formats.stored_prompts import stored_box
 
 CASES = ["eval_boxes", "eval_iso", "eval_no_boxes"]
 

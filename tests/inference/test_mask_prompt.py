@@ -6,7 +6,7 @@ import torch
 
 from segment_anything.prompts import Click, Index3, Prompts
 from utils.formats.case import Case
-from utils.inference.method import TARGET_SPACING, baseline_queries, predict_rois
+from utils.inference.baseline import TARGET_SPACING, baseline_queries, predict_rois
 
 SHAPE = (20, 14, 66)
 SPACING = (0.75, 1.5, 0.25)  # (z, y, x) in mm: steps of 2, 1 and 6 voxels, half-way between them

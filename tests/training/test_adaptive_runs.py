@@ -104,6 +104,7 @@ def test_its_options_need_the_adaptive_recipe(option, weights, finished, tmp_pat
     assert f"--{option}: expected --recipe adaptive, got published" in result.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_the_double_batch(weights, tmp_path):
     data = write_native_cases(tmp_path / "data", 3)
     one, two = tmp_path / "one", tmp_path / "two"

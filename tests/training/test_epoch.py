@@ -197,6 +197,7 @@ def labelled_case(path: Path) -> LabelledCase:
     return LabelledCase(Case(path.name, image, (1.5,) * 3, (Prompts(box),), 1), gts, (1,))
 
 
+@pytest.mark.slow
 def test_two_cases_are_learnt_by_heart_and_segmented_by_inference(tmp_path):
     """Through all that the user's training and inference go through, in about half a minute."""
     data = write_cases(tmp_path, 2)
