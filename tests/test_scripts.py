@@ -48,20 +48,30 @@ SCRIPTS = [
 TINY = ("--tiny", "--repeats", "1")
 
 
-def is_ours(module: ModuleType) -> bool:
-    return (getattr(module, "__file__", None) or "").startswith(f"{ROOT}/")
+def is_ours(path: str | None) -> bool:
+    """Whether a file or folder is the repository's; an environment may lie in its .venv."""
+    inside = Path(path or sys.prefix).resolve()
+    return inside.is_relative_to(ROOT) and not inside.is_relative_to(Path(sys.prefix).resolve())
+
+
+def our_modules() -> dict[str, ModuleType]:
+    return {
+        name: module
+        for name, module in list(sys.modules.items())
+        if is_ours(getattr(module, "__file__", None))
+    }
 
 
 @pytest.fixture
 def as_alone(monkeypatch):
     """The modules and the path of a new interpreter: none of the repository."""
-    ours = {name: module for name, module in sys.modules.items() if is_ours(module)}
+    ours = our_modules()
     for name in ours:
         del sys.modules[name]
-    elsewhere = [p for p in sys.path if p and not Path(p).resolve().is_relative_to(ROOT)]
+    elsewhere = [path for path in sys.path if path and not is_ours(path)]
     monkeypatch.setattr(sys, "path", elsewhere)
     yield
-    for name in [name for name, module in sys.modules.items() if is_ours(module)]:
+    for name in our_modules():
         del sys.modules[name]
     sys.modules.update(ours)
 
