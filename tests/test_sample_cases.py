@@ -8,6 +8,7 @@ from data.make_sample_cases import SEED, region_around
 from utils.evaluation.simulated_prompts import challenge_boxes
 from utils.formats.case import Case, read_case
 from utils.formats.intensity import scale_window
+from utils.formats.npz import open_npz, read_objects
 
 OBJECTS = {"MR_Brain_colin27.npz": 7, "CT_LungTumour_pyradiomics.npz": 1}
 SPACINGS = {  # (z, y, x) in mm
@@ -75,8 +76,8 @@ def test_committed_labels_run_from_1_to_the_number_of_boxes(name, case):
 
 def test_committed_boxes_follow_from_the_truth(name):
     gts = truth_of(name)
-    with np.load(INPUTS / name, allow_pickle=True) as arrays:
-        boxes = arrays["boxes"].tolist()
+    with open_npz(INPUTS / name) as archive:
+        boxes = read_objects(archive, "boxes")
     assert boxes == challenge_boxes(gts, range(1, OBJECTS[name] + 1), SEED).tolist()
 
 
