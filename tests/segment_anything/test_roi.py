@@ -127,3 +127,8 @@ def test_normalise_equals_torchio():
 @pytest.mark.parametrize("value", [0.0, 7.0])
 def test_normalise_of_a_constant_is_finite(value):
     assert normalise(torch.full((4, 4, 4), value)).eq(0).all()
+
+
+def test_the_last_voxels_of_the_resampled_grid_may_reach_beyond_the_volume():
+    assert resampled_shape((10, 14, 3), (3.0, 7.0, 2.9)) == (4, 2, 2)
+    assert resampled_shape((1, 9, 64), (1.0, 0.5, 0.75)) == (1, 18, 86)
