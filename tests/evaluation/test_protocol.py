@@ -183,3 +183,15 @@ def test_objects_share_the_threads(threads, each, monkeypatch):
     rounds = played(case, [case.truth & 0] * 6, threads=threads)
     assert [round_.clicks for round_, _ in rounds] == expected
     assert set(asked) == {each} and len(asked) == 2 * 5 and running[1] <= threads
+
+
+def test_nsd_is_0_where_the_mean_dsc_of_the_case_is_low_though_an_object_is_right():
+    truth = np.zeros((6, 10, 14), np.uint8)
+    for label in range(1, 7):  # one of six is found: a mean DSC of 1 / 6
+        truth[label - 1, 2:6, 3:9] = label
+    image = np.full(truth.shape, 9, np.uint8)
+    case = Case("case.npz", image, (3.0, 1.0, 0.5), (Prompts(Box((0, 2, 3), (6, 6, 9))),) * 6, 1)
+    found = np.where(truth == 1, truth, 0)
+    labelled = LabelledCase(case, truth, tuple(range(1, 7)))
+    played, _ = next(play(labelled, timed_predictor(lambda _: found)))
+    assert played.scores[:, 0].tolist() == [1, 0, 0, 0, 0, 0] and not played.scores[:, 1:].any()
