@@ -60,6 +60,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = network_parser(__doc__, repeats=7)
     parser.add_argument("--checkpoint", type=Path, help="a trained small network")
     parser.add_argument("--objects", type=int, default=255, help="nuclei; 0: only the clicks")
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        choices=PRECISIONS,
+        default=list(PRECISIONS),
+        help="a CPU without instructions for bf16 takes minutes",
+    )
     return parser
 
 
@@ -120,7 +127,7 @@ def bench_clicks(models: dict[str, Sam3D], args: argparse.Namespace) -> None:
     print_header(f"interactive, {size_text(shape)}", *names)
     for name, model in models.items():
         model.to(args.device)
-        for precision in PRECISIONS:
+        for precision in args.precision:
             for roi, share in BOX_SHARES.items():
                 side = int(share * model.img_size)
                 times = measure_clicks(model, precision, args.repeats, side, shape)
@@ -157,7 +164,7 @@ def bench_nuclei(
     labelled = nuclei(args.objects, TINY_NUCLEI if args.tiny else NUCLEI)
     times = "first round", "a further round", "all six", "peak"
     print_header("many objects", "precision", "objects", *times, "mean DSC of the rounds")
-    for precision in PRECISIONS:
+    for precision in args.precision:
         restart_peak()
         segment = make_segmenter(model, "adaptive", settings, precision=precision)
         rounds = [played for played, _ in play(labelled, timed_predictor(segment), math.inf)]
