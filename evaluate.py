@@ -35,7 +35,11 @@ from utils.runtime.distributed import Workers, is_launched, run_local
 
 ROOT = Path(__file__).resolve().parent
 # Code of which no result depends: a change there is no reason to compute again.
-NOT_HASHED = ("utils/evaluation/report/", "utils/training/", "utils/data_paths.py")
+NOT_HASHED = (
+    *(f"utils/evaluation/report/{name}.py" for name in ("folder", "page", "pictures")),
+    "utils/training/",
+    "utils/data_paths.py",
+)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
