@@ -45,9 +45,10 @@ from utils.formats.prepared import map_volumes, write_prepared
 from utils.formats.resample import zoom_linear, zoom_nearest, zoomed_shape
 from utils.runtime.memory import keep_freed_memory
 from utils.training.batch import Batch
+from utils.training.clicks import Clicks
 from utils.training.dataset import RoiDataset, find_cases
 from utils.training.published_step import ROUNDS, PublishedStep
-from utils.training.step import Clicks, recompute_attention
+from utils.training.step import recompute_attention
 
 NETWORKS = {
     "medim": "medim's network",

@@ -13,8 +13,9 @@ from seeded import DATA, randomise, seeded_roi
 from segment_anything import sam_model_registry3D
 from segment_anything.modeling.sam3D import Upscale
 from utils.training.batch import Batch
+from utils.training.clicks import Clicks
 from utils.training.published_step import ROUNDS, PublishedStep, round_without_point
-from utils.training.step import Clicks, random_error_click, recompute_attention
+from utils.training.step import recompute_attention
 from utils.training.streams import Stream, stream
 
 
@@ -109,30 +110,3 @@ def test_all_clicks_make_another_prompt_than_the_last_one():
     last, all_clicks = (play_tiny(multi_click=multi)[0] for multi in (False, True))
     assert last.round_losses[0] == all_clicks.round_losses[0]
     assert (last.round_losses[1:4] != all_clicks.round_losses[1:4]).all()
-
-
-def test_a_click_is_an_error_with_the_label_of_the_truth():
-    truth = torch.zeros(2, 1, 6, 6, 6, dtype=torch.bool)
-    pred = truth.clone()
-    truth[0, 0, 1, 2, 3] = pred[1, 0, 5, 4, 0] = True
-    points, labels = random_error_click(pred, truth, torch.tensor([0.99, 0.0]))
-    assert points.tolist() == [[[1, 2, 3]], [[5, 4, 0]]] and labels.tolist() == [[1], [0]]
-
-
-def test_clicks_are_uniform_over_the_errors():
-    truth = torch.zeros(1, 1, 4, 4, 4, dtype=torch.bool)
-    truth[..., 0, 0:3] = True
-    pred = torch.zeros_like(truth)
-    found = Counter(
-        tuple(random_error_click(pred, truth, torch.tensor([draw]))[0].flatten().tolist())
-        for draw in (np.arange(48) + 0.5) / 48
-    )
-    assert found == {tuple(map(float, index)): 4 for index in truth[0, 0].nonzero().tolist()}
-
-
-def test_without_errors_any_voxel_is_clicked_as_what_it_is():
-    truth = torch.zeros(1, 1, 2, 2, 2, dtype=torch.bool)
-    truth[..., 1] = True
-    for i in range(8):
-        points, labels = random_error_click(truth, truth, torch.tensor([i / 8]))
-        assert labels.item() == points[0, 0, 2].item()

@@ -1,6 +1,6 @@
 """The training step of the adaptive recipe: rounds as inference and the evaluator play them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segment_anything.modeling.sam3D import MASK_THRESHOLD
-from utils.evaluation.simulated_prompts import largest_error_click
 from utils.training.batch import Batch
-from utils.training.step import Clicks, StepOutput, TrainingStep, random_error_click
+from utils.training.clicks import Clicks, error_clicks
+from utils.training.step import StepOutput, TrainingStep
 
 ADAPTIVE_ROUNDS = 6  # the first with the prompts of the sample, each other one with a click more
 GRADED_ROUNDS = 3  # have a gradient: the first, and others at random; the rest leads to them
@@ -52,19 +52,17 @@ class AdaptiveStep(TrainingStep):
         is_begun = mask.flatten(1).any(dim=1)
         logits = F.interpolate(mask, size=batch.image.shape[-1]) - 0.5
         rules, draws = batch.draws[:, 0::2], batch.draws[:, 1::2]
-        is_centred = (rules < CENTRE_SHARE).cpu().numpy()
-        host_truth = truth[:, 0].cpu().numpy()
+        is_centred = rules < CENTRE_SHARE
+        is_centred[:, 0] &= is_begun
         losses, made = [], []
         for i in range(ADAPTIVE_ROUNDS):
-            if i > 0 or is_begun.any():
-                centred = {j: host_truth[j] for j in np.flatnonzero(is_centred[:, i]).tolist()}
-                pred = logits > MASK_THRESHOLD
-                point, label = error_clicks(pred, truth, draws[:, i], centred)
-                if i == 0:
-                    label = torch.where(is_begun[:, None], label, -1)
-                made.append((point, label))
-                points = torch.cat([points, point], dim=1)
-                labels = torch.cat([labels, label], dim=1)
+            pred = logits > MASK_THRESHOLD
+            point, label = error_clicks(pred, truth, draws[:, i], is_centred[:, i])
+            if i == 0:  # padding, where no mask is to be corrected
+                label = torch.where(is_begun[:, None], label, -1)
+            made.append((point, label))
+            points = torch.cat([points, point], dim=1)
+            labels = torch.cat([labels, label], dim=1)
             with torch.set_grad_enabled(i in graded and torch.is_grad_enabled()):
                 low_res_mask, iou = model.decode(embedding, (points, labels), mask_prompt=mask)
                 loss, logits = self.score(low_res_mask, target)
@@ -82,30 +80,6 @@ def graded_rounds(rng: np.random.Generator) -> set[int]:
 
 
 def iou_of(logits: Tensor, truth: Tensor) -> Tensor:
-    """IoU of logits (B, 1, S, S, S) and a truth of that shape, bool and not empty -> (B, 1)."""
+    """IoU of logits (B, 1, S, S, S) and a bool truth -> (B, 1); 0 where both are empty."""
     pred, true = (logits > MASK_THRESHOLD).flatten(1), truth.flatten(1)
-    return ((pred & true).sum(dim=1) / (pred | true).sum(dim=1))[:, None]
-
-
-def error_clicks(
-    pred: Tensor, truth: Tensor, draws: Tensor, centred: Mapping[int, np.ndarray]
-) -> tuple[Tensor, Tensor]:
-    """A click on an error of each sample: in the middle of the largest one, or on a random voxel.
-
-    Args:
-        pred: (B, 1, S, S, S) bool.
-        truth: (B, 1, S, S, S) bool.
-        draws: (B,) in [0, 1), decides which random voxel.
-        centred: The samples that get the evaluator's click, with their truth, (S, S, S) bool, in
-            the memory of the CPU.
-
-    Returns:
-        Points (B, 1, 3) float in (z, y, x) and labels (B, 1); a random voxel where all are right.
-    """
-    points, labels = random_error_click(pred, truth, draws)
-    for i, truth_i in centred.items():
-        click = largest_error_click(truth_i, pred[i, 0].cpu().numpy())
-        if click is not None:
-            points[i, 0] = torch.tensor(click.point, dtype=points.dtype)
-            labels[i, 0] = int(click.is_foreground)
-    return points, labels
+    return ((pred & true).sum(dim=1) / (pred | true).sum(dim=1).clamp(min=1))[:, None]

@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
@@ -25,6 +24,8 @@ from utils.training.dataset import EpochSampler
 from utils.training.state import Progress, TrainState
 from utils.training.step import StepOutput, dice
 from utils.training.streams import Stream, stream
+
+READ_EVERY = 16  # batches on a GPU, between two readings of the losses
 
 
 class TrainingError(RuntimeError):
@@ -141,6 +142,7 @@ def train_one_epoch(run: Run, state: TrainState) -> dict[str, float]:
     progress, sampler, processes = state.progress, run.sampler, run.processes
     start, first = time.perf_counter(), progress.step
     sampler.epoch, sampler.first = progress.epoch, first
+    tally = Tally(run, state)
     bar = tqdm(
         desc=f"epoch {progress.epoch}",
         initial=first,
@@ -148,8 +150,6 @@ def train_one_epoch(run: Run, state: TrainState) -> dict[str, float]:
         unit="batch",
         disable=processes.rank > 0 or not sys.stderr.isatty(),
     )
-    sums = np.zeros(2)  # of loss and Dice since the last optimizer step
-    names: tuple[str, ...] = ()  # of the cases since then
     with bar:
         for index, batch in enumerate(run.loader, first):
             batch = batch.to(processes.device)
@@ -157,23 +157,23 @@ def train_one_epoch(run: Run, state: TrainState) -> dict[str, float]:
             window = min(run.accumulation_steps, len(sampler) - begin)
             is_last = index == begin + window - 1
             output = _forward_backward(run, state, batch, index, window, is_last)
-            means, is_stopped = _compare(run, state, batch, output)
-            sums += means
-            bar.set_postfix(loss=f"{means[0]:.3f}", refresh=False)
+            tally.add(batch, output, is_last)
+            is_stopped = _agree(run, batch)
+            if tally.is_due:
+                tally.read()
+                bar.set_postfix(loss=f"{progress.loss_sum / max(progress.step, 1):.3f}")
             bar.update()
-            names += batch.names
             if is_last:
-                _check_gradients(state, names)
                 state.scaler.step(state.optimizer)
                 state.scaler.update()
                 state.optimizer.zero_grad()
                 progress.step = index + 1
-                progress.loss_sum += float(sums[0])
-                progress.dice_sum += float(sums[1])
-                sums[:], names = 0, ()
+                tally.finish_window()
             if is_stopped:
+                tally.read()
                 state.optimizer.zero_grad()  # what the window has so far is computed again
                 raise Stopped
+        tally.read()
     seconds = time.perf_counter() - start
     samples = (len(sampler) - first) * sampler.batch_size * processes.count
     return {
@@ -201,45 +201,83 @@ def _forward_backward(
     return output
 
 
-def _compare(
-    run: Run, state: TrainState, batch: Batch, output: StepOutput
-) -> tuple[tuple[float, float], bool]:
-    """Mean loss and Dice of the processes, and whether one of them is to stop.
+def _agree(run: Run, batch: Batch) -> bool:
+    """Note the failures of all processes; True if one of them is to stop. Waits for no GPU.
 
     Raises:
-        TrainingError: In all of them alike.
+        TrainingError: There are too many failures; in all processes alike.
     """
     processes = run.processes
-    loss = output.loss.item()
-    flags = (not math.isfinite(loss), len(batch.failures) > 0, run.stop.number != 0)
-    values = [loss, dice(output.logits, batch.truth).mean().item(), *map(float, flags)]
-    loss_sum, dice_sum, is_bad, has_failures, is_stopped = processes.sum(values)
+    flags = [float(len(batch.failures) > 0), float(run.stop.number != 0)]
+    has_failures, is_stopped = processes.sum(flags)
     if has_failures:
         for failures in processes.gather(batch.failures):
             run.bad_files.add(failures, processes.rank == 0)
         run.bad_files.check()
-    if is_bad:
-        names = [name for names in processes.gather(batch.names) for name in names]
-        raise TrainingError(
-            f"the loss is not finite in epoch {state.progress.epoch}, on the cases "
-            f"{', '.join(names)}"
-        )
-    return (loss_sum / processes.count, dice_sum / processes.count), is_stopped > 0
+    return is_stopped > 0
 
 
-def _check_gradients(state: TrainState, names: tuple[str, ...]) -> None:
-    """Keep what is not finite from the weights, and these from the last good checkpoint.
+class Tally:
+    """Losses and Dice of an epoch, summed where they are made and read from time to time.
 
-    A scaler skips such steps itself.
-
-    Raises:
-        TrainingError: The gradients are not finite, alike in all processes.
+    A GPU would wait at each reading, since the host can give it nothing to do before it knows. What
+    is not finite is noticed at the next reading, which comes before anything is saved; on a CPU
+    also before the weights change.
     """
-    if state.scaler.is_enabled():
-        return
-    gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
-    if not torch.nn.utils.get_total_norm(gradients).isfinite():
-        raise TrainingError(
-            f"the gradient is not finite in epoch {state.progress.epoch}, after the cases "
-            f"{', '.join(names)}"
-        )
+
+    def __init__(self, run: Run, state: TrainState) -> None:
+        self._run, self._state = run, state
+        device = run.processes.device
+        self._read_every = 1 if device.type == "cpu" else READ_EVERY
+        # Loss and Dice of the batches of windows that are finished, and of the one that is not.
+        self._finished, self._window = torch.zeros(2, 2, device=device, dtype=torch.float64)
+        self._gradients = torch.zeros((), device=device, dtype=torch.float64)  # sum of their norms
+        self._names: list[str] = []  # the cases since the last reading
+        self._batches = 0
+
+    def add(self, batch: Batch, output: StepOutput, is_last: bool) -> None:
+        """A batch, the last of its window or not; then the gradients are looked at, too.
+
+        A scaler looks at gradients itself, and skips what is not finite.
+        """
+        values = torch.stack([output.loss.detach(), dice(output.logits, batch.truth).mean()])
+        self._window += values
+        self._names += batch.names
+        self._batches += 1
+        if is_last and not self._state.scaler.is_enabled():
+            gradients = [p.grad for p in self._state.model.parameters() if p.grad is not None]
+            self._gradients += torch.nn.utils.get_total_norm(gradients)
+
+    @property
+    def is_due(self) -> bool:
+        """True if it should be read."""
+        return self._batches >= self._read_every
+
+    def finish_window(self) -> None:
+        """The optimizer has made its step."""
+        self._finished += self._window
+        self._window.zero_()
+
+    def read(self) -> None:
+        """Add what is finished to the progress.
+
+        Raises:
+            TrainingError: A loss or a gradient is not finite; in all processes alike.
+        """
+        progress, processes = self._state.progress, self._run.processes
+        values = [*self._finished, self._window[0], self._gradients]
+        loss, score, open_loss, gradients = torch.stack(values).tolist()
+        is_bad = [not math.isfinite(value) for value in (loss + open_loss, gradients)]
+        losses_bad, gradients_bad = processes.sum([float(flag) for flag in is_bad])
+        if losses_bad or gradients_bad:
+            what = "loss" if losses_bad else "gradient"
+            names = [name for names in processes.gather(self._names) for name in names]
+            raise TrainingError(
+                f"the {what} is not finite in epoch {progress.epoch}, on the cases "
+                f"{', '.join(names)}"
+            )
+        loss, score = processes.sum([loss, score])
+        progress.loss_sum += loss / processes.count
+        progress.dice_sum += score / processes.count
+        self._finished.zero_()
+        self._names, self._batches = [], 0

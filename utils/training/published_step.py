@@ -6,7 +6,8 @@ import torch.nn as nn
 
 from segment_anything.modeling.sam3D import MASK_THRESHOLD, Sam3D
 from utils.training.batch import Batch
-from utils.training.step import Clicks, StepOutput, TrainingStep, random_error_click
+from utils.training.clicks import Clicks, random_error_click
+from utils.training.step import StepOutput, TrainingStep
 
 ROUNDS = 11  # as published
 # One round among these, and the last one, get no point: the mask prompt alone has to do.

@@ -1,4 +1,4 @@
-"""What the training steps of both recipes share: the interface, the loss, random clicks."""
+"""What the training steps of both recipes share: the interface and the loss."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from segment_anything.modeling.image_encoder3D import Attention
 from segment_anything.modeling.sam3D import MASK_THRESHOLD, Sam3D
 from utils.training.batch import Batch
-
-
-@dataclass(frozen=True)
-class Clicks:
-    """The clicks of R rounds: points (R, B, 1, 3), voxels in (z, y, x), and labels (R, B, 1)."""
-
-    points: Tensor
-    labels: Tensor
+from utils.training.clicks import Clicks
 
 
 @dataclass(frozen=True)
@@ -84,31 +77,6 @@ def recompute_attention(model: Sam3D, is_on: bool) -> None:
     for module in model.image_encoder.modules():
         if isinstance(module, Attention):
             module.save_memory = is_on
-
-
-def random_error_click(pred: Tensor, truth: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
-    """A voxel drawn uniformly from where masks differ, or from all where they don't.
-
-    Args:
-        pred: (B, 1, S, S, S) bool.
-        truth: (B, 1, S, S, S) bool.
-        draw: (B,) in [0, 1), decides which voxel.
-
-    Returns:
-        Points (B, 1, 3) float in (z, y, x) and labels (B, 1): 1 where the truth is, else 0.
-    """
-    errors = (pred != truth)[:, 0].flatten(2)  # (B, S, S * S), plane by plane
-    errors |= ~errors.flatten(1).any(dim=1)[:, None, None]
-    counts = errors.count_nonzero(dim=2)
-    until = counts.cumsum(dim=1)  # errors up to each plane, with it
-    rank = (draw.to(until.device) * until[:, -1]).long()[:, None]  # (B, 1)
-    z = torch.searchsorted(until, rank, right=True)
-    plane = errors.gather(1, z[..., None].expand(-1, -1, errors.shape[2]))[:, 0]
-    rank = rank - (until - counts).gather(1, z)
-    index = torch.searchsorted(plane.cumsum(dim=1), rank, right=True)
-    labels = truth[:, 0].flatten(1).gather(1, z * plane.shape[1] + index).long()
-    size = truth.shape[-1]
-    return torch.stack([z, index // size, index % size], dim=-1).float(), labels
 
 
 def dice(logits: Tensor, truth: Tensor) -> Tensor:
