@@ -85,6 +85,7 @@ def main(args: argparse.Namespace) -> int:
         with join_processes(args.device) as processes:
             if processes.device.type == "cpu":
                 keep_freed_memory()
+            torch.backends.cudnn.benchmark = True  # the shapes of a run do not change
 
             def say(message: str) -> None:
                 if processes.rank == 0:
@@ -270,11 +271,15 @@ def build_run(
     dataset: CaseDataset
     if is_adaptive:
         sizes = (model.img_size, model.mask_size)
-        dataset = AdaptiveDataset(cases, *sizes, state.settings, seed, least, args.synthetic)
+        dataset = AdaptiveDataset(
+            cases, *sizes, state.settings, seed, least, args.synthetic, device
+        )
     else:
         dataset = RoiDataset(cases, model.img_size, seed, least)
     sampler = EpochSampler(len(dataset), args.batch_size, seed, processes.rank, processes.count)
-    loader = make_loader(dataset, sampler, args.num_workers, device.type == "cuda")
+    is_made_there = is_adaptive and device.type != "cpu"  # by this process: it holds the volumes
+    num_workers = 0 if is_made_there else args.num_workers
+    loader = make_loader(dataset, sampler, num_workers, device.type == "cuda" and not is_adaptive)
 
     loss = DiceCELoss(sigmoid=True, squared_pred=True)
     save_memory = args.save_memory if args.save_memory is not None else device.type == "cuda"

@@ -105,23 +105,25 @@ def crop_roi(image: np.ndarray, roi: Roi) -> Tensor:
     return torch.where(is_inside, sample_linear(image, positions), 0.0)
 
 
-def crop_roi_averaged(image: np.ndarray, roi: Roi) -> Tensor:
+def crop_roi_averaged(image: np.ndarray | Tensor, roi: Roi) -> Tensor:
     """As `crop_roi`, but wide voxels of the ROI are means over their width.
 
     An axis on which they are twice or three times as wide as the original ones is sampled as often
     within each; single samples of a fine, noisy image would be noise. Each axis is a product with
-    a matrix; positions beyond the image take the value at its border, voxels outside are 0.
+    a matrix; positions beyond the image take the value at its border, voxels outside are 0. A
+    tensor is cropped on its device.
     """
-    (rows_z, to_z), (rows_y, to_y), (rows_x, to_x) = (
-        _averaging_matrix(roi, axis) for axis in range(3)
-    )
-    slices = torch.empty(len(rows_z), roi.size, roi.size)
+    axes = [_averaging_matrix(roi, axis) for axis in range(3)]
+    device = image.device if isinstance(image, Tensor) else torch.device("cpu")
+    to_z, to_y, to_x = (weights.to(device, non_blocking=True) for _, weights in axes)
+    rows_z, rows_y, rows_x = (rows for rows, _ in axes)
+    slices = torch.empty(len(rows_z), roi.size, roi.size, device=device)
     at_once = max(1, CHUNK_VOXELS // (len(rows_y) * len(rows_x)))
-    with torch.autocast("cpu", enabled=False):  # which would round the products
+    with torch.autocast(device.type, enabled=False):  # which would round the products
         for first in range(0, len(rows_z), at_once):
             part = image[_selection(rows_z[first : first + at_once])]
             part = part[:, _selection(rows_y)][:, :, _selection(rows_x)]
-            slab = torch.from_numpy(part).float()
+            slab = torch.as_tensor(part).float()
             slices[first : first + at_once] = to_y @ (slab @ to_x.T)
         return (to_z @ slices.flatten(1)).view(roi.size, roi.size, roi.size)
 
@@ -185,15 +187,32 @@ def crop_roi_nearest(
 
     `labels` is the volume, or a part of it that begins at the voxel `origin`.
     """
+    indices, (z, y, x) = _nearest_voxels(labels.shape, roi, stride, origin)
+    is_inside = z[:, None, None] & y[:, None] & x
+    return np.where(is_inside, labels[np.ix_(*indices)], 0)
+
+
+def crop_tensor_nearest(labels: Tensor, roi: Roi) -> Tensor:
+    """As `crop_roi_nearest`, on the device of a (D, H, W) volume."""
+    indices, insides = _nearest_voxels(labels.shape, roi, 1, (0, 0, 0))
+    for axis, (index, inside) in enumerate(zip(indices, insides, strict=True)):
+        rows, kept = (torch.from_numpy(a).to(labels.device) for a in (index, inside))
+        along = [-1 if i == axis else 1 for i in range(3)]
+        labels = labels.index_select(axis, rows) * kept.view(along)
+    return labels
+
+
+def _nearest_voxels(
+    shape: Sequence[int], roi: Roi, stride: int, origin: Index3
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """For each axis, the voxel nearest to each of the ROI's, and whether it is one."""
     indices, insides = [], []
-    for axis, (first, n) in enumerate(zip(origin, labels.shape, strict=True)):
+    for axis, (first, n) in enumerate(zip(origin, shape, strict=True)):
         position, inside = roi.positions(axis)
         nearest = np.floor(position + 0.5).astype(np.int64) - first
         indices.append(np.clip(nearest, 0, n - 1)[::stride])
         insides.append((inside & (0 <= nearest) & (nearest < n))[::stride])
-    z, y, x = insides
-    is_inside = z[:, None, None] & y[:, None] & x
-    return np.where(is_inside, labels[np.ix_(*indices)], 0)
+    return indices, insides
 
 
 def paste_roi(mask_roi: np.ndarray, roi: Roi) -> tuple[tuple[slice, slice, slice], np.ndarray]:
@@ -220,8 +239,21 @@ def normalise(image_roi: Tensor) -> Tensor:
 
     Where these voxels are none, or all equal, the scale is left as it is.
     """
+    if image_roi.device.type != "cpu":
+        return _normalise_there(image_roi)
     voxels = image_roi.numpy().ravel()
     values = np.compress(voxels > 0, voxels)  # several times as fast as torch's image[image > 0]
     mean = float(values.mean(dtype=np.float64)) if len(values) else 0.0
     std = float(values.std(dtype=np.float64, ddof=1)) if len(values) > 1 else 0.0
     return (image_roi - mean) / (std if std > 0 else 1.0)
+
+
+def _normalise_there(image_roi: Tensor) -> Tensor:
+    """`normalise` without waiting for what is counted."""
+    image = image_roi.double()
+    is_counted = image > 0
+    count = is_counted.sum()
+    mean = (image * is_counted).sum() / count.clamp(min=1)
+    variance = ((image - mean).square() * is_counted).sum() / (count - 1).clamp(min=1)
+    std = variance.sqrt()
+    return ((image - mean) / torch.where(std > 0, std, 1.0)).float()

@@ -16,6 +16,8 @@ from utils.evaluation.simulated_prompts import (
     challenge_box,
     challenge_boxes,
     largest_error_click,
+    middle_extent,
+    pixels_of_shift,
 )
 from utils.formats import safe_pickle
 from utils.formats.case import read_case
@@ -151,8 +153,8 @@ def uneven_mask(height: int = 14, width: int = 18) -> np.ndarray:
     return mask
 
 
-def drawn_boxes(mask: np.ndarray, **options) -> list[tuple[Box, int]]:
-    return [challenge_box(mask, np.random.default_rng(i), **options) for i in range(100)]
+def drawn_boxes(mask: np.ndarray) -> list[tuple[Box, int]]:
+    return [challenge_box(mask, np.random.default_rng(i)) for i in range(100)]
 
 
 def test_a_box_takes_z_from_the_object_and_y_x_from_the_middle_of_the_slices_that_hold_it():
@@ -183,17 +185,19 @@ def test_a_box_stays_in_the_slice():
     assert drawn_boxes(mask) == [(Box((0, 0, 0), (3, 600, 700)), 1)] * 100
 
 
-def test_a_part_of_the_volume_gives_the_box_of_the_whole():
+def test_a_part_of_the_volume_gives_the_extent_of_the_whole():
     mask = np.pad(uneven_mask(), ((2, 3), (200, 298), (300, 194)))
     part = mask[3:, 190:400, 250:400]
-    options = dict(origin=(3, 190, 250), slice_shape=mask.shape[1:])
-    assert drawn_boxes(part, **options) == drawn_boxes(mask)
+    assert middle_extent(part, (3, 190, 250)) == middle_extent(mask)
 
 
 def test_the_shift_may_be_that_of_larger_slices():
-    found = drawn_boxes(uneven_mask(), shift_shape=(256, 512))
-    assert {6 - box.start[1] for box, _ in found} == set(range(6))
-    assert max(box.stop[2] for box, _ in found) == 18
+    """And stays in the slice of the case."""
+    extent = middle_extent(uneven_mask())
+    moved = [pixels_of_shift(shift, (256, 512)) for shift in range(6)]
+    boxes = [extent.box(by, (14, 18)) for by in moved]
+    assert {6 - box.start[1] for box in boxes} == set(range(6))
+    assert max(box.stop[2] for box in boxes) == 18 and min(box.start[2] for box in boxes) == 0
 
 
 class Shift:

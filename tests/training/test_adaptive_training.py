@@ -2,12 +2,13 @@
 
 import pickle
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-import torchio as tio
 from monai.losses import DiceCELoss
+from scipy import ndimage
 
 from conftest import TINY_HYBRID
 from runs import NATIVE_SHAPE, NATIVE_SPACING, native_volumes, write_native_cases
@@ -16,21 +17,28 @@ from segment_anything.adaptive import points_in
 from segment_anything.bounds import AdaptiveSettings, choose_bounds, roi_of
 from segment_anything.prompts import Box, Prompts
 from segment_anything.roi import crop_roi_averaged, crop_roi_nearest, normalise
-from utils.evaluation.simulated_prompts import largest_error_click
+from utils.evaluation.simulated_prompts import middle_extent
 from utils.formats.prepared import write_prepared
 from utils.training import adaptive_dataset, adaptive_step, augmentation
-from utils.training.adaptive_dataset import AdaptiveDataset, perturbed_mask
+from utils.training.adaptive_dataset import (
+    AdaptiveDataset,
+    ObjectShape,
+    box_points,
+    moved_box,
+    perturbed_mask,
+    signed_distance,
+    source_of,
+)
 from utils.training.adaptive_step import (
     ADAPTIVE_ROUNDS,
     GRADED_ROUNDS,
     AdaptiveStep,
-    error_clicks,
     graded_rounds,
     iou_of,
 )
 from utils.training.batch import collate
+from utils.training.clicks import error_clicks
 from utils.training.dataset import EpochSampler, find_cases, make_loader
-from utils.training.step import random_error_click
 from utils.training.streams import Stream, stream
 
 SIZE, MASK_SIZE = 32, 16
@@ -46,9 +54,9 @@ def dataset_of(folder, **options):
 @pytest.fixture
 def plain(monkeypatch):
     """Samples with boxes, without jitter, start masks, crops, other axes, shapes or intensities."""
-    for name in ("WITHOUT_BOX", "BEGUN", "REFINED", "DEFORMED", "ROI_SCALE", "ROI_SHIFT"):
+    shares = "WITHOUT_BOX BEGUN REFINED DEFORMED SPOILT ROI_SCALE ROI_SHIFT PERMUTED".split()
+    for name in shares:
         monkeypatch.setattr(adaptive_dataset, name, 0.0)
-    monkeypatch.setattr(adaptive_dataset, "PERMUTED", 0.0)
     monkeypatch.setattr(adaptive_dataset, "change_intensities", lambda image, rng: image)
 
 
@@ -64,7 +72,7 @@ def test_a_sample_is_what_inference_makes_of_the_same_prompts(tmp_path, plain):
         i = rng.permutation(np.array([1, 2]))[0]  # as the dataset draws them
         label, whole = [2, 4, 9][i], dataset.items[0].label_boxes[i].T.astype(float)
         rng.random()
-        box = dataset._box(gts, label, whole, rng)
+        box = moved_box(ObjectShape(gts, label, whole, MASK_SIZE).extent, NATIVE_SHAPE, rng)
         bounds = choose_bounds(
             Prompts(box), None, SIZE, NATIVE_SHAPE, NATIVE_SPACING, AdaptiveSettings()
         )
@@ -133,20 +141,60 @@ def test_a_box_of_a_deformed_object_is_made_of_it_in_its_roi(tmp_path, plain, mo
 
 
 def test_a_field_that_moves_nothing_gives_the_view_of_inference(tmp_path, plain, monkeypatch):
-    still = tio.RandomAffine(scales=0, degrees=0)
-    monkeypatch.setattr(augmentation, "SPATIAL", still)
+    for name in ("MAX_ANGLE", "MAX_SCALE", "MAX_BEND", "MAX_RIPPLE"):
+        monkeypatch.setattr(augmentation, name, 0.0)
     dataset = dataset_of(write_native_cases(tmp_path))
-    image, gts = native_volumes()
-    bounds = np.array([[1.0, 3, 5], [22, 37, 45]])
-    roi = roi_of(bounds, SIZE, 2, NATIVE_SHAPE)
-    view = dataset._deformed_view(image, gts, 4, roi, np.random.default_rng(0))
+    source = source_of(dataset.items[0], *native_volumes(), torch.device("cpu"))
+    roi = roi_of(np.array([[1.0, 3, 5], [22, 37, 45]]), SIZE, 2, NATIVE_SHAPE)
+    view = dataset._deformed_view(source, 4, roi, np.random.default_rng(0))
     box = Box((4, 8, 10), (19, 33, 41))  # of the ellipsoid
-    expected = dataset._view(image, gts, 4, Prompts(box), roi)
-    torch.testing.assert_close(view.image, expected.image)
-    np.testing.assert_array_equal(view.truth, expected.truth)
-    assert np.mean(view.coarse_truth != expected.coarse_truth) < 0.05
+    expected = dataset._view(source, 4, Prompts(box), roi, np.random.default_rng(0))
+    torch.testing.assert_close(view.image, expected.image, rtol=0, atol=1e-2)
+    assert torch.equal(view.truth, expected.truth)
+    assert (view.coarse_truth != expected.coarse_truth).float().mean() < 0.05
     assert (view.points[0] <= expected.points[0] + 1).all()
     assert (view.points[1] >= expected.points[1] - 1).all()
+
+
+def test_a_box_in_the_roi_is_the_challenges():
+    rng = np.random.default_rng(0)
+    for shift in range(6):
+        for _ in range(20):
+            truth = ndimage.gaussian_filter(rng.standard_normal([24] * 3), 2) > 0.05
+            box = middle_extent(truth).box((shift, 2 * shift), (24, 24))
+            points = box_points(torch.from_numpy(truth), (shift, 2 * shift))
+            assert points.tolist() == [[*box.start], [n - 1 for n in box.stop]]
+
+
+def test_samples_are_the_same_where_the_volumes_are_tensors(tmp_path, monkeypatch):
+    """As on a GPU, but for the device."""
+    monkeypatch.setattr(adaptive_dataset, "SPOILT", 0.3)
+    dataset = dataset_of(write_native_cases(tmp_path, 2))
+    expected = [dataset[(epoch, epoch % 2)] for epoch in range(40)]
+    for path, source in dataset._sources.items():
+        held = torch.tensor(source.image), torch.tensor(source.gts)
+        dataset._sources[path] = replace(source, held=held)
+    monkeypatch.setattr(adaptive_dataset, "ON_HOST", ())
+    for epoch, sample in enumerate(expected):
+        again = dataset[(epoch, epoch % 2)]
+        torch.testing.assert_close(again.image, sample.image, rtol=0, atol=1e-4)
+        assert torch.equal(again.truth, sample.truth)
+        for ours, theirs in zip(again.start, sample.start, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_an_object_is_looked_at_once(tmp_path, monkeypatch):
+    dataset = dataset_of(write_native_cases(tmp_path))
+    looked = []
+
+    def record(*args):
+        looked.append(args)
+        return middle_extent(*args)
+
+    monkeypatch.setattr(adaptive_dataset, "middle_extent", record)
+    for epoch in range(30):
+        dataset[(epoch, 0)]
+    assert len(looked) == 2  # labels of the case
 
 
 def test_a_case_of_many_labels_comes_more_than_once(tmp_path):
@@ -180,69 +228,48 @@ def test_cases_of_the_other_recipe_are_refused(is_native, tmp_path):
     assert not cases and message.startswith(f"a.npz: expected a case prepared {way} --native")
 
 
-def test_half_of_the_boxes_are_moved_as_in_whole_slices(tmp_path):
-    dataset = dataset_of(write_native_cases(tmp_path))
+def test_half_of_the_boxes_are_moved_as_in_whole_slices():
     _, gts = native_volumes()
-    whole = np.array([[4.0, 8, 10], [19, 33, 41]])
-    starts = [dataset._box(gts, 4, whole, np.random.default_rng(i)).start[1] for i in range(400)]
+    extent = ObjectShape(gts, 4, np.array([[4.0, 8, 10], [19, 33, 41]]), MASK_SIZE).extent
+    starts = [moved_box(extent, gts.shape, np.random.default_rng(i)).start[1] for i in range(400)]
     moved = 8 - np.array(starts)
     assert 0.25 < np.mean(moved > 0) < 0.5  # a shift of 0, or slices of the case's own 50 x 70
     assert moved.min() == 0 and moved.max() == 8
 
 
 def test_a_perturbed_mask_is_wrong_in_places_but_not_another_one():
-    truth = np.zeros((16, 16, 16), bool)
+    truth = torch.zeros(16, 16, 16, dtype=torch.bool)
     truth[4:12, 3:13, 5:11] = True
     masks = [perturbed_mask(truth, np.random.default_rng(seed)) for seed in range(40)]
     shares = [2 * (m & truth).sum() / (m.sum() + truth.sum()) for m in masks]
     assert min(shares) > 0.1 and 0.5 < np.mean(shares) < 0.97 and np.std(shares) > 0.05
 
 
-def errors(seed=0):
-    """Prediction and truth of four samples, the last of which is right."""
-    generator = torch.Generator().manual_seed(seed)
-    truth = torch.rand(4, 1, 12, 12, 12, generator=generator) > 0.3
-    pred = torch.rand(4, 1, 12, 12, 12, generator=generator) > 0.7
-    pred[3] = truth[3]
-    return pred, truth
+def test_the_signed_distance_on_a_device_is_that_of_the_host(monkeypatch):
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal([40] * 3), 4)
+    mask = torch.from_numpy(noise > 0)
+    expected = signed_distance(mask)
+    monkeypatch.setattr(adaptive_dataset, "ON_HOST", ())
+    limit = adaptive_dataset.MAX_WRONG
+    ours = signed_distance(mask).clamp(-limit, limit)
+    torch.testing.assert_close(ours, expected.clamp(-limit, limit))
 
 
-def test_clicks_are_the_evaluators_or_random_errors():
-    pred, truth = errors()
-    draws = torch.tensor([0.5, 0.2, 0.9, 0.1])
-    random_points, random_labels = random_error_click(pred, truth, draws)
-    centred = {i: truth[i, 0].numpy() for i in (0, 2, 3)}
-    points, labels = error_clicks(pred, truth, draws, centred)
-    for i in (0, 2):
-        click = largest_error_click(truth[i, 0].numpy(), pred[i, 0].numpy())
-        assert tuple(points[i, 0].long().tolist()) == click.point
-        assert labels[i].item() == click.is_foreground
-        assert not torch.equal(points[i], random_points[i])
-    for i in (1, 3):  # a random error, and any voxel where nothing is wrong
-        assert torch.equal(points[i], random_points[i]) and labels[i] == random_labels[i]
-    z, y, x = points[1, 0].long().tolist()
-    assert pred[1, 0, z, y, x] != truth[1, 0, z, y, x] == labels[1, 0]
-
-
-def test_the_rule_of_a_click_is_drawn_for_each_round_and_the_truth_copied_once(
-    tmp_path, monkeypatch
-):
+def test_the_rule_of_a_click_is_drawn_for_each_round(tmp_path, monkeypatch):
     step, batch = step_and_batch(tmp_path)
     batch.draws[:] = 0.99
     batch.draws[1, 4] = batch.draws[2, 6] = batch.draws[2, 8] = 0.0  # rounds 2; 3 and 4
+    batch.draws[:, 0] = 0.0  # round 0, where there is something to correct
     asked = []
 
-    def record(pred, truth, draws, centred):
-        asked.append(centred)
-        return error_clicks(pred, truth, draws, centred)
+    def record(pred, truth, draws, is_centred):
+        asked.append(is_centred.nonzero()[:, 0].tolist())
+        return error_clicks(pred, truth, draws, is_centred)
 
     monkeypatch.setattr(adaptive_step, "error_clicks", record)
     step.play(batch, {0})
-    assert [sorted(centred) for centred in asked[-4:]] == [[1], [2], [2], []]
-    truths = [truth for centred in asked for truth in centred.values()]
-    for truth, i in zip(truths, (1, 2, 2), strict=True):
-        np.testing.assert_array_equal(truth, batch.truth[i, 0])
-    assert np.shares_memory(truths[1], truths[2])
+    begun = batch.start.mask.flatten(1).any(dim=1).nonzero()[:, 0].tolist()
+    assert asked == [begun, [], [1], [2], [2], []]
 
 
 def step_and_batch(tmp_path, count=4):
@@ -380,9 +407,9 @@ def test_where_no_mask_is_to_be_corrected_the_first_round_has_the_prompts_alone(
     counts, decode = [], step.model.decode
 
     def record(embedding, points, mask_prompt):
-        counts.append(points[0].shape[1])
+        counts.append((points[1] >= 0).sum(dim=1).tolist())
         return decode(embedding, points, mask_prompt=mask_prompt)
 
     monkeypatch.setattr(step.model, "decode", record)
     step.play(batch, {0})
-    assert counts == [2, 3, 4, 5, 6, 7]
+    assert counts == [[n, n] for n in (2, 3, 4, 5, 6, 7)]

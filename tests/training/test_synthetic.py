@@ -6,7 +6,8 @@ import torch
 
 from utils.formats.prepared import boxes_and_counts
 from utils.training import synthetic
-from utils.training.synthetic import RandomFields, cells, make_case, organs
+from utils.training.fields import RandomFields
+from utils.training.synthetic import cells, make_case, organs
 
 SIDE = 40
 
@@ -74,14 +75,14 @@ def test_every_style_paints_what_is_there(style):
     assert image.shape == labels.shape and image.isfinite().all() and image.std() > 0
 
 
-@pytest.mark.parametrize("kind", [synthetic.blob, synthetic.shell, synthetic.tree, synthetic.sheet])
-def test_every_kind_of_shape_is_found_where_it_is_put(kind):
+@pytest.mark.parametrize("name", ["blob", "shell", "tree", "tube", "wings", "sheet"])
+def test_every_kind_of_shape_is_found_where_it_is_put(name):
     found = []
     for seed in range(10):
         fields = fields_of(seed)
         axis = torch.linspace(-1, 1, SIDE)
         grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"))
-        part = kind(fields, grid, torch.zeros(3), 0.5)[0]
+        part = getattr(synthetic, name)(fields, grid, torch.zeros(3), 0.5)[0]
         found.append(int(part.sum()))
         assert part.shape == (SIDE,) * 3 and part.sum() < 0.6 * part.numel()
     assert np.median(found) > 50

@@ -1,6 +1,7 @@
 """The prompts that the challenge makes from the truth: its boxes, and its evaluator's clicks."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import edt
 import numpy as np
@@ -18,13 +19,53 @@ MAX_VOXELS = 60_000_000  # a larger component is halved along each axis first
 MAX_SHIFT, SHIFT_SIDE = 5, 256
 
 
-def challenge_box(
-    mask: np.ndarray,
-    rng: np.random.Generator,
-    origin: Index3 = (0, 0, 0),
-    slice_shape: tuple[int, int] | None = None,
-    shift_shape: tuple[int, int] | None = None,
-) -> tuple[Box, int]:
+class Extent(NamedTuple):
+    """What a box of the challenge is made of: z is exact, y and x are those of the middle slice.
+
+    Attributes:
+        start: First voxel (z, y, x).
+        stop: The one behind the last.
+        middle: z of the middle one of the slices that hold the object.
+    """
+
+    start: Index3
+    stop: Index3
+    middle: int
+
+    def box(self, moved: Sequence[int], slice_shape: Sequence[int]) -> Box:
+        """The box with y and x moved outwards by so many voxels each, within (H, W)."""
+        (z0, *low), (z1, *high) = self.start, self.stop
+        y0, x0 = (max(first - by, 0) for first, by in zip(low, moved, strict=True))
+        y1, x1 = (
+            min(last + by, side) for last, by, side in zip(high, moved, slice_shape, strict=True)
+        )
+        return Box((z0, y0, x0), (z1, y1, x1))
+
+
+def middle_extent(mask: np.ndarray, origin: Index3 = (0, 0, 0)) -> Extent:
+    """The extent of a (D, H, W) bool mask, True somewhere, whose first voxel is `origin`."""
+    slices = np.flatnonzero(mask.any(axis=(1, 2)))
+    middle = int(slices[len(slices) // 2])
+    held = (slices, *(np.flatnonzero(mask[middle].any(axis=axis)) for axis in (1, 0)))
+    z, y, x = (
+        (int(rows[0]) + first, int(rows[-1]) + 1 + first)
+        for rows, first in zip(held, origin, strict=True)
+    )
+    return Extent((z[0], y[0], x[0]), (z[1], y[1], x[1]), middle + origin[0])
+
+
+def draw_shift(rng: np.random.Generator) -> int:
+    """From 0 to MAX_SHIFT."""
+    return int(rng.integers(0, MAX_SHIFT, endpoint=True))
+
+
+def pixels_of_shift(shift: int, slice_shape: Sequence[int]) -> tuple[int, int]:
+    """Voxels by which a shift of 0..MAX_SHIFT moves y and x in slices of (H, W)."""
+    height, width = slice_shape
+    return int(shift * height / SHIFT_SIDE), int(shift * width / SHIFT_SIDE)
+
+
+def challenge_box(mask: np.ndarray, rng: np.random.Generator) -> tuple[Box, int]:
     """The box of an object as the challenge makes it, and the slice that its y and x come from.
 
     z is exact. y and x are the object's extent in the middle one of the slices that hold it. One
@@ -32,27 +73,15 @@ def challenge_box(
     it is taken off the lower and added to the upper side alike, within the slice.
 
     Args:
-        mask: (D, H, W) = (z, y, x) bool, True somewhere: the volume, or a part that holds all of
-            the object.
+        mask: (D, H, W) = (z, y, x) bool, True somewhere.
         rng: Draws the shift.
-        origin: First voxel (z, y, x) of the part in the volume.
-        slice_shape: (H, W) of the volume; None: `mask` is the whole volume.
-        shift_shape: (H, W) of the slices that the shift is made for; None: `slice_shape`.
 
     Returns:
-        The box in voxels of the volume, and z of the middle slice.
+        The box in voxels, and z of the middle slice.
     """
-    slices = np.flatnonzero(mask.any(axis=(1, 2)))
-    middle = int(slices[len(slices) // 2])
-    slice_shape = slice_shape or (mask.shape[1], mask.shape[2])
-    shift = int(rng.integers(0, MAX_SHIFT, endpoint=True))
-    start, stop = [int(slices[0]) + origin[0]], [int(slices[-1]) + 1 + origin[0]]
-    for axis, side, scale in zip((1, 2), slice_shape, shift_shape or slice_shape, strict=True):
-        held = np.flatnonzero(mask[middle].any(axis=2 - axis)) + origin[axis]
-        moved = int(shift * scale / SHIFT_SIDE)
-        start.append(max(int(held[0]) - moved, 0))
-        stop.append(min(int(held[-1]) + 1 + moved, side))
-    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2])), middle + origin[0]
+    extent = middle_extent(mask)
+    sides = mask.shape[1:]
+    return extent.box(pixels_of_shift(draw_shift(rng), sides), sides), extent.middle
 
 
 def challenge_boxes(seg: np.ndarray, labels: Sequence[int], seed: int) -> np.ndarray:

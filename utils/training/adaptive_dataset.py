@@ -1,10 +1,14 @@
-"""Samples of the adaptive recipe: ROIs, prompts and masks as inference meets them."""
+"""Samples of the adaptive recipe: ROIs, prompts and masks as inference meets them.
+
+Where to look is decided on the host, from the prepared cases' files; what is seen there is made on
+the device of the samples, of volumes that lie on it, without waiting for it.
+"""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import lru_cache, partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,14 +18,27 @@ from torch import Tensor
 
 from segment_anything.adaptive import points_in
 from segment_anything.bounds import AdaptiveSettings, choose_bounds, refinement_bounds, roi_of
-from segment_anything.prompts import Box, Click, Prompts
-from segment_anything.roi import Roi, crop_roi_averaged, crop_roi_nearest, normalise
-from utils.evaluation.simulated_prompts import challenge_box, largest_error_click
+from segment_anything.prompts import Box, Click, Index3, Prompts
+from segment_anything.roi import (
+    Roi,
+    crop_roi_averaged,
+    crop_roi_nearest,
+    crop_tensor_nearest,
+    normalise,
+)
+from utils.evaluation.simulated_prompts import (
+    Extent,
+    draw_shift,
+    largest_error_click,
+    middle_extent,
+    pixels_of_shift,
+)
 from utils.formats.case import label_values
 from utils.formats.prepared import PreparedCase, boxes_and_counts, map_volumes
 from utils.training.adaptive_step import ADAPTIVE_ROUNDS
-from utils.training.augmentation import change_intensities, deform
+from utils.training.augmentation import change_intensities, deform, fields_of, spoil
 from utils.training.batch import Batch, Start
+from utils.training.clicks import ON_HOST, squared_depth
 from utils.training.dataset import MIN_VOXELS, CaseDataset, Item
 from utils.training.streams import Stream, stream
 from utils.training.synthetic import make_case
@@ -32,12 +49,14 @@ FULL_SIDES = (128, 512)  # so many voxels wide and high; the others as in slices
 WITHOUT_BOX = 0.15  # of the samples
 BEGUN = 0.25  # of the samples start from a perturbed mask
 REFINED = 0.15  # of the samples are refinement crops, and start from a perturbed mask
-DEFORMED = 0.1  # of those with a box that are no refinement crops
+DEFORMED = 0.5  # of those with a box that are no refinement crops
 DEFORMED_MARGIN = 1 / 8  # of the ROI's sides, beyond it, from which a deformation takes voxels
+SPOILT = 0.08  # of the samples have an artefact
 ROI_SCALE = 0.2  # up to, as a power of e, along each axis
 ROI_SHIFT = 0.06  # of the ROI's sides
 PERMUTED = 0.3  # of the samples, in their axes
 MIN_IN_ROI = 30  # voxels of the object, of the ROI
+MAX_WRONG = 16  # voxels by which the border of a perturbed mask is wrong at most
 PER_SYNTHETIC = 4  # samples of a synthetic case, which takes as long to make as they do
 MAX_HELD = 256  # synthetic cases in memory, of each process; 1.5 MB each
 MIN_SHAPES = 20  # labels of a case that gives its shapes to synthetic ones
@@ -48,18 +67,113 @@ class View(NamedTuple):
     """What is seen of an object.
 
     Attributes:
-        image: (S, S, S) of 0..255, then normalised.
+        image: (S, S, S) of 0..255.
         truth: (S, S, S) bool.
         coarse_truth: (M, M, M) bool.
-        points: (N, 3) float, prompts in voxels (z, y, x) of the ROI.
-        labels: (N,) as for PromptEncoder3D.forward.
+        points: (N, 3) float32, prompts in voxels (z, y, x) of the ROI.
+        labels: (N,) int64, as for PromptEncoder3D.forward.
     """
 
     image: Tensor
-    truth: np.ndarray
-    coarse_truth: np.ndarray
-    points: np.ndarray
-    labels: np.ndarray
+    truth: Tensor
+    coarse_truth: Tensor
+    points: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class ObjectShape:
+    """What decides about the prompts of an object, found out when it is asked for.
+
+    Attributes:
+        gts: (D, H, W) labels.
+        label: The object.
+        bounds: (2, 3) its lower and upper edges along (z, y, x).
+        size: Voxels along the side of a cube on which it is looked at.
+    """
+
+    gts: np.ndarray
+    label: int
+    bounds: np.ndarray
+    size: int
+
+    @cached_property
+    def extent(self) -> Extent:
+        """That of the challenge's box."""
+        (z0, y0, x0), (z1, y1, x1) = self.bounds.astype(int).tolist()
+        return middle_extent(self.gts[z0:z1, y0:y1, x0:x1] == self.label, (z0, y0, x0))
+
+    @cached_property
+    def first_click(self) -> Index3:
+        """The voxel that the evaluator clicks at first."""
+        if not self._mask.any():
+            return self._middle
+        click = largest_error_click(self._mask, np.zeros_like(self._mask))
+        assert click is not None
+        return _original(self._roi, np.array(click.point))
+
+    @cached_property
+    def border(self) -> np.ndarray:
+        """(N, 3) int16 voxels of the cube at the object's border; none of a thin one."""
+        return np.argwhere(self._mask & ~ndimage.binary_erosion(self._mask)).astype(np.int16)
+
+    def border_voxel(self, rng: np.random.Generator) -> Index3:
+        """A random voxel near the border."""
+        if not len(self.border):
+            return self._middle
+        return _original(self._roi, self.border[rng.integers(len(self.border))])
+
+    @property
+    def _middle(self) -> Index3:
+        z, y, x = self.bounds.mean(axis=0).astype(int).tolist()
+        return z, y, x
+
+    @property
+    def _roi(self) -> Roi:
+        d, h, w = self.gts.shape
+        return roi_of(self.bounds, self.size, 1, (d, h, w))
+
+    @property
+    def _mask(self) -> np.ndarray:
+        """(N, N, N) bool, empty where it is thinner than the cube's grid."""
+        return crop_roi_nearest(self.gts, self._roi) == self.label
+
+
+@dataclass(frozen=True)
+class Source:
+    """A case, and what is known of it.
+
+    Attributes:
+        case: As it was prepared.
+        image: (D, H, W) uint8 and
+        gts: (D, H, W) labels, in the memory of the host, or mapped.
+        held: Both as tensors on the device of the samples; None: that is the host.
+        objects: By label.
+    """
+
+    case: PreparedCase
+    image: np.ndarray
+    gts: np.ndarray
+    held: tuple[Tensor, Tensor] | None = None
+    objects: dict[int, ObjectShape] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> Index3:
+        d, h, w = self.gts.shape
+        return d, h, w
+
+    def crop_label(self, label: int, roi: Roi) -> Tensor:
+        """(S, S, S) bool, nearest to the voxels of a ROI, on the device of the samples."""
+        if self.held is None:
+            return torch.from_numpy(crop_roi_nearest(self.gts, roi) == label)
+        return crop_tensor_nearest(self.held[1], roi) == label
+
+    def crop_image(self, roi: Roi, rng: np.random.Generator) -> Tensor:
+        """(S, S, S) of 0..255 on the device of the samples, some with an artefact."""
+        if rng.random() < SPOILT:
+            spoilt = spoil(crop_roi_averaged(self.image, roi), rng)
+            return spoilt if self.held is None else spoilt.to(self.held[0].device)
+        return crop_roi_averaged(self.image if self.held is None else self.held[0], roi)
 
 
 class AdaptiveDataset(CaseDataset):
@@ -74,6 +188,7 @@ class AdaptiveDataset(CaseDataset):
         min_voxels: Labels must have more.
         synthetic: Samples of an epoch from cases that are made for it, beside those of `cases`.
             Some have the shapes of one with many labels and about cubic voxels.
+        device: Where samples are made; one that is not the CPU holds the volumes of all cases.
     """
 
     def __init__(
@@ -85,23 +200,30 @@ class AdaptiveDataset(CaseDataset):
         seed: int = 0,
         min_voxels: int = MIN_VOXELS,
         synthetic: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(cases, size, seed, min_voxels)
         self.mask_size, self.settings = mask_size, settings
         self.items = [case for case in cases for _ in range(self._repeats(case))]
         self.synthetic = synthetic
         self.shapes = tuple(case.path for case in cases if has_shapes(case))
+        self.device = torch.device(device)
+        self._sources: dict[Path, Source] = {}
 
     def __len__(self) -> int:
         return len(self.items) + self.synthetic
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what has been read and found out."""
+        return self.__dict__ | {"_sources": {}}
 
     def __getitem__(self, item: Item) -> Batch:
         epoch, index = item
         if index >= len(self.items):
             rng = stream(Stream.SAMPLE, self.seed, epoch, index)
             number = (index - len(self.items)) // PER_SYNTHETIC
-            made = synthetic_case(self.seed, epoch, number, self.shapes)
-            batch = self._sample_of(*made, rng)
+            made = synthetic_case(self.seed, epoch, number, self.shapes, self.device)
+            batch = self._sample_of(made, rng)
             if batch is not None:
                 return batch
             index = int(rng.integers(len(self.items)))
@@ -111,121 +233,105 @@ class AdaptiveDataset(CaseDataset):
         return min(int(np.ceil(len(self.usable(case)) ** (2 / 3))), MAX_REPEATS)
 
     def sample(self, case: PreparedCase, rng: np.random.Generator) -> Batch | None:
-        return self._sample_of(case, *map_volumes(case.path), rng)
+        if case.path not in self._sources:
+            self._sources[case.path] = source_of(case, *map_volumes(case.path), self.device)
+        return self._sample_of(self._sources[case.path], rng)
 
-    def _sample_of(
-        self, case: PreparedCase, image: np.ndarray, gts: np.ndarray, rng: np.random.Generator
-    ) -> Batch | None:
+    def _sample_of(self, source: Source, rng: np.random.Generator) -> Batch | None:
+        case = source.case
         for i in rng.permutation(self.usable(case)):
-            label, whole = case.labels[i], case.label_boxes[i].T.astype(float)
-            prompts, kept = self._first_prompts(gts, label, whole, rng)
-            d, h, w = case.shape
-            bounds = choose_bounds(prompts, kept, self.size, (d, h, w), case.spacing, self.settings)
+            shape = self._shape(source, i)
+            prompts, kept = self._first_prompts(source, shape, rng)
+            bounds = choose_bounds(
+                prompts, kept, self.size, source.shape, case.spacing, self.settings
+            )
             assert bounds is not None
             bounds = jitter(bounds, rng)
             is_refined = rng.random() < REFINED
             if is_refined:
-                at = self._voxel(gts, label, whole, rng, is_border=True)
-                bounds = refinement_bounds(bounds, at)
-            roi = roi_of(bounds, self.size, self.size // self.mask_size, (d, h, w))
-            if prompts.box is not None and not is_refined and rng.random() < DEFORMED:
-                view = self._deformed_view(image, gts, label, roi, rng)
-            else:
-                view = self._view(image, gts, label, prompts, roi)
-            if view is None:
+                bounds = refinement_bounds(bounds, shape.border_voxel(rng))
+            roi = roi_of(bounds, self.size, self.size // self.mask_size, source.shape)
+            seen = np.count_nonzero(crop_roi_nearest(source.gts, roi, stride=2) == shape.label)
+            if 2**3 * seen < MIN_IN_ROI:
                 continue
-            mask = np.zeros([self.mask_size] * 3, bool)
+            if prompts.box is not None and not is_refined and rng.random() < DEFORMED:
+                view = self._deformed_view(source, shape.label, roi, rng)
+            else:
+                view = self._view(source, shape.label, prompts, roi, rng)
+            mask = torch.zeros([self.mask_size] * 3, dtype=torch.bool, device=self.device)
             if is_refined or kept is not None or rng.random() < BEGUN:
                 mask = perturbed_mask(view.coarse_truth, rng)
             view = view._replace(image=normalise(change_intensities(view.image, rng)))
             return self._turned(case.path.name, view, mask, rng)
         return None
 
+    def _shape(self, source: Source, i: int) -> ObjectShape:
+        """The shape of the i-th label of a case."""
+        label, bounds = int(source.case.labels[i]), source.case.label_boxes[i].T.astype(float)
+        if label not in source.objects:
+            source.objects[label] = ObjectShape(source.gts, label, bounds, self.mask_size)
+        return source.objects[label]
+
     def _view(
-        self, image: np.ndarray, gts: np.ndarray, label: int, prompts: Prompts, roi: Roi
-    ) -> View | None:
-        """What inference sees; None if too little of the object is in the ROI."""
-        truth = crop_roi_nearest(gts, roi) == label
-        if np.count_nonzero(truth) < MIN_IN_ROI:
-            return None
-        coarse = crop_roi_nearest(gts, roi.coarse(self.size // self.mask_size)) == label
-        return View(crop_roi_averaged(image, roi), truth, coarse, *points_in(prompts, roi))
+        self, source: Source, label: int, prompts: Prompts, roi: Roi, rng: np.random.Generator
+    ) -> View:
+        """What inference sees."""
+        truth = coarse = source.crop_label(label, roi)
+        if self.mask_size != self.size:
+            coarse = source.crop_label(label, roi.coarse(self.size // self.mask_size))
+        points, labels = (torch.from_numpy(a).to(self.device) for a in points_in(prompts, roi))
+        return View(source.crop_image(roi, rng), truth, coarse, points, labels)
 
     def _deformed_view(
-        self, image: np.ndarray, gts: np.ndarray, label: int, roi: Roi, rng: np.random.Generator
-    ) -> View | None:
+        self, source: Source, label: int, roi: Roi, rng: np.random.Generator
+    ) -> View:
         """The object deformed in its ROI, with a box that is made of it there."""
         margin = int(DEFORMED_MARGIN * self.size)
         z, y, x = (first - margin for first in roi.start)
         wide = replace(roi, size=self.size + 2 * margin, start=(z, y, x))
-        mask = crop_roi_nearest(gts, wide) == label
-        roi_image, truth = deform(crop_roi_averaged(image, wide), mask, margin, rng)
-        if np.count_nonzero(truth) < MIN_IN_ROI:
-            return None
-        sides = zip(_slice_sides(gts.shape, rng), roi.step[1:], strict=True)
-        height, width = (round(side / step) for side, step in sides)
-        box, _ = challenge_box(truth, rng, shift_shape=(height, width))
-        whole = Roi(self.size, (0, 0, 0), (1.0, 1.0, 1.0), (self.size,) * 3)
+        seen = source.crop_image(wide, rng), source.crop_label(label, wide)
+        image, truth = deform(*seen, margin, rng)
+        height, width = slice_sides(source.shape, rng)
+        sides = round(height / roi.step[1]), round(width / roi.step[2])
+        points = box_points(truth, pixels_of_shift(draw_shift(rng), sides))
         stride = self.size // self.mask_size
-        coarse = crop_roi_nearest(truth, whole.coarse(stride)) > 0
-        return View(roi_image, truth, coarse, *points_in(Prompts(box), whole))
+        first = stride // 2
+        coarse = truth[first::stride, first::stride, first::stride]
+        return View(image, truth, coarse, points, torch.tensor([2, 3], device=self.device))
 
     def _first_prompts(
-        self, gts: np.ndarray, label: int, whole: np.ndarray, rng: np.random.Generator
+        self, source: Source, shape: ObjectShape, rng: np.random.Generator
     ) -> tuple[Prompts, np.ndarray | None]:
         """What the user says at first; without a box, maybe bounds of what was found before."""
         if rng.random() >= WITHOUT_BOX:
-            return Prompts(self._box(gts, label, whole, rng)), None
-        point = self._voxel(gts, label, whole, rng, is_border=False)
-        prompts = Prompts(None, (Click(point, True),))
-        return prompts, whole if rng.random() < 0.5 else None
+            return Prompts(moved_box(shape.extent, source.shape, rng)), None
+        prompts = Prompts(None, (Click(shape.first_click, True),))
+        return prompts, shape.bounds if rng.random() < 0.5 else None
 
-    def _box(self, gts: np.ndarray, label: int, whole: np.ndarray, rng: np.random.Generator) -> Box:
-        """The challenge's box of an object in `whole`, its bounds."""
-        (z0, y0, x0), (z1, y1, x1) = whole.astype(int).tolist()
-        mask = gts[z0:z1, y0:y1, x0:x1] == label
-        slice_shape = (gts.shape[1], gts.shape[2])
-        sides = _slice_sides(gts.shape, rng)
-        return challenge_box(mask, rng, (z0, y0, x0), slice_shape, sides)[0]
-
-    def _voxel(
-        self,
-        gts: np.ndarray,
-        label: int,
-        whole: np.ndarray,
-        rng: np.random.Generator,
-        is_border: bool,
-    ) -> tuple[int, int, int]:
-        """A random voxel near an object's border, or the one that the evaluator clicks at first."""
-        roi = roi_of(whole, self.mask_size, 1, gts.shape)  # type: ignore[arg-type]
-        mask = crop_roi_nearest(gts, roi) == label
-        if not mask.any():  # thinner than the grid
-            z, y, x = whole.mean(axis=0).astype(int).tolist()
-            return z, y, x
-        if is_border:
-            border = np.argwhere(mask & ~ndimage.binary_erosion(mask))
-            at = border[rng.integers(len(border))]
-        else:
-            click = largest_error_click(mask, np.zeros_like(mask))
-            assert click is not None
-            at = np.array(click.point)
-        z, y, x = _original(roi, at)
-        return z, y, x
-
-    def _turned(self, name: str, view: View, mask: np.ndarray, rng: np.random.Generator) -> Batch:
+    def _turned(self, name: str, view: View, mask: Tensor, rng: np.random.Generator) -> Batch:
         """The sample with its axes flipped and exchanged at random."""
-        volumes = [view.image, torch.from_numpy(view.truth), torch.from_numpy(mask).float()]
         flipped = np.flatnonzero(rng.random(3) < 0.5).tolist()
         order = rng.permutation(3).tolist() if rng.random() < PERMUTED else [0, 1, 2]
+        volumes = (view.image, view.truth, mask.float())
         image, truth, start = (v.flip(flipped).permute(order)[None, None] for v in volumes)
-        points, labels = view.points.copy(), view.labels
+        points = view.points.clone()
         points[:, flipped] = self.size - 1 - points[:, flipped]
-        corners = np.isin(labels, (2, 3))
-        points[corners] = np.sort(points[corners], axis=0)  # lower and upper, again
-        points = np.ascontiguousarray(points[:, order])
+        if len(points) > 1:  # a box: its lower and upper corner, again
+            points = points.sort(dim=0).values
         draws = torch.from_numpy(rng.random((1, 2 * ADAPTIVE_ROUNDS)))
-        begin = Start(torch.from_numpy(points)[None], torch.from_numpy(labels)[None], start)
+        begin = Start(points[None, :, order], view.labels[None], start.contiguous())
         return Batch(image.contiguous(), truth.contiguous(), draws, (name,), {}, begin)
+
+
+def source_of(
+    case: PreparedCase, image: np.ndarray, gts: np.ndarray, device: torch.device
+) -> Source:
+    """A case with its volumes, (D, H, W) uint8 and labels, on a device that is not the CPU."""
+    if device.type == "cpu":
+        return Source(case, image, gts)
+    labels = gts.astype(np.uint8 if gts.dtype == np.uint8 else np.int32)  # as far as torch goes
+    held = torch.tensor(image, device=device), torch.from_numpy(labels).to(device)
+    return Source(case, image, gts, held)
 
 
 def has_shapes(case: PreparedCase) -> bool:
@@ -235,36 +341,67 @@ def has_shapes(case: PreparedCase) -> bool:
 
 @lru_cache(maxsize=MAX_HELD)  # since the samples of a case are not made one after the other
 def synthetic_case(
-    seed: int, epoch: int, number: int, shapes: tuple[Path, ...]
-) -> tuple[PreparedCase, np.ndarray, np.ndarray]:
-    """A synthetic case, its image and its labels.
+    seed: int, epoch: int, number: int, shapes: tuple[Path, ...], device: torch.device
+) -> Source:
+    """A synthetic case.
 
     Args:
         seed: With epoch and number, decides what is made.
         epoch: In which it is seen.
         number: Counts the cases of the epoch.
         shapes: Prepared cases whose labels may give the shapes.
+        device: Where it is made.
     """
     rng = stream(Stream.SYNTHETIC, seed, epoch, number)
-    made = make_case(int(rng.integers(2**32)), [partial(_labels_in, path) for path in shapes])
+    real_labels = [partial(_labels_in, path) for path in shapes]
+    made = make_case(int(rng.integers(2**32)), real_labels, device=device)
     labels = label_values(made.gts)
     boxes, counts = boxes_and_counts(made.gts, labels)
     path = Path(f"synthetic case {number} of epoch {epoch}")
     case = PreparedCase(path, made.gts.shape, made.spacing, True, labels, boxes, counts)
-    return case, made.image, made.gts
+    return source_of(case, made.image, made.gts, device)
 
 
 def _labels_in(path: Path) -> np.ndarray:
     return map_volumes(path)[1]
 
 
-def _slice_sides(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[int, int]:
+def slice_sides(shape: Index3, rng: np.random.Generator) -> tuple[int, int]:
     """Height and width of the slices that a box is made in: those of the case, or wider ones.
 
     The challenge moves boxes the farther the larger the slices are.
     """
     side = int(rng.integers(*FULL_SIDES, endpoint=True)) if rng.random() < FULL_SLICES else 0
     return max(side, shape[1]), max(side, shape[2])
+
+
+def moved_box(extent: Extent, shape: Index3, rng: np.random.Generator) -> Box:
+    """The challenge's box of an object in a volume (D, H, W)."""
+    sides = slice_sides(shape, rng)
+    return extent.box(pixels_of_shift(draw_shift(rng), sides), shape[1:])
+
+
+def box_points(truth: Tensor, moved: tuple[int, int]) -> Tensor:
+    """The challenge's box of an object, as PromptEncoder3D.forward takes it.
+
+    Args:
+        truth: (S, S, S) bool.
+        moved: Voxels by which y and x are moved.
+
+    Returns:
+        (2, 3) float32, its lower and upper corner, (z, y, x) in voxels.
+    """
+    size = truth.shape[0]
+    index = torch.arange(size, device=truth.device)
+    in_z = truth.flatten(1).any(dim=1)
+    is_middle = in_z & (in_z.cumsum(dim=0) == in_z.sum() // 2 + 1)
+    plane = (truth & is_middle[:, None, None]).any(dim=0)
+    corners = []
+    for rows, far in ((in_z, 0), (plane.any(dim=1), moved[0]), (plane.any(dim=0), moved[1])):
+        low = torch.where(rows, index, size).amin() - far
+        high = torch.where(rows, index, -1).amax() + far
+        corners.append(torch.stack([low, high]).clamp(0, size - 1))
+    return torch.stack(corners, dim=1).float()
 
 
 def jitter(bounds: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -275,16 +412,27 @@ def jitter(bounds: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return middle + np.outer([-0.5, 0.5], side)
 
 
-def perturbed_mask(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def perturbed_mask(mask: Tensor, rng: np.random.Generator) -> Tensor:
     """A (M, M, M) bool mask as an earlier round may have left it: wrong in smooth places."""
-    voxels = len(mask) / 32
-    coarse = ndimage.gaussian_filter(rng.standard_normal([16] * 3), rng.uniform(0.5, 2))
-    noise = ndimage.zoom(coarse / coarse.std(), len(mask) / 16, order=1)
-    wrong = voxels * (rng.uniform(0.5, 4) * noise + rng.uniform(-1.5, 1.5))
-    return sdf(np.ascontiguousarray(mask)) + wrong > 0
+    fields = fields_of(mask, rng)
+    noise = fields.uniform(0.5, 4) * fields.smooth(fields.integer(4, 12))[0]
+    wrong = len(mask) / 32 * (noise + fields.uniform(-1.5, 1.5))
+    return signed_distance(mask) + wrong.clamp(-MAX_WRONG, MAX_WRONG) > 0
 
 
-def _original(roi: Roi, voxel: np.ndarray) -> list[int]:
+def signed_distance(mask: Tensor) -> Tensor:
+    """Distance in voxels to the other side of a (M, M, M) bool mask's border, negative outside.
+
+    Exact up to MAX_WRONG; farther away it is at least that.
+    """
+    if mask.device.type in ON_HOST:
+        return torch.from_numpy(sdf(np.ascontiguousarray(mask.numpy())))
+    inside, outside = squared_depth(torch.stack([mask, ~mask]), reach=MAX_WRONG).float().sqrt()
+    return inside - outside
+
+
+def _original(roi: Roi, voxel: np.ndarray) -> Index3:
     """The original voxel nearest to one of a ROI."""
     position = np.floor((voxel + roi.start + 0.5) * roi.step).astype(int)
-    return np.clip(position, 0, np.array(roi.shape) - 1).tolist()
+    z, y, x = np.clip(position, 0, np.array(roi.shape) - 1).tolist()
+    return z, y, x

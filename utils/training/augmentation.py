@@ -1,36 +1,69 @@
 """Augmentation of the adaptive recipe: images as of other scanners, and objects of other shapes.
 
-TorchIO's transforms, on ROIs of S voxels a side; an identity affine matrix makes their mm voxels.
-What is drawn follows from a generator alone, and torch's own random state stays as it was.
+On ROIs of S voxels a side, where they are; what is drawn follows from a generator alone.
 """
+
+import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchio as tio
 from torch import Tensor
 
+from utils.training.fields import RandomFields, blurred
+
 INVERTED = 0.15  # of the samples, in contrast
-# The others by `p`, the share of the samples that get them; on intensities of 0..1.
-INTENSITY = tio.Compose(
+MAX_ANGLE = 15.0  # degrees, about each axis
+MAX_SCALE = 0.15  # as a power of e, along each axis
+MAX_BEND = 0.06  # of the side, displacement of one standard deviation, over a third of the side
+MAX_RIPPLE = 0.015  # the same over an eighth of it
+# What a scanner does to a whole slice or stack, from its Fourier transform: TorchIO's, on the host.
+ARTEFACTS = tio.OneOf(
     [
-        tio.RandomGamma(log_gamma=0.5, p=0.4, copy=False),
-        tio.RandomBiasField(coefficients=0.2, order=2, p=0.15, copy=False),
-        tio.RandomBlur(std=(0.3, 1.2), p=0.15, copy=False),
-        tio.RandomAnisotropy(downsampling=(1.5, 4), p=0.1, copy=False),
-        tio.RandomMotion(degrees=5, translation=3, num_transforms=1, p=0.04, copy=False),
-        tio.RandomGhosting(num_ghosts=(3, 7), intensity=(0.2, 0.6), p=0.04, copy=False),
-        tio.RandomNoise(std=(0.02, 0.1), p=0.3, copy=False),
+        tio.RandomMotion(degrees=5, translation=3, num_transforms=1, copy=False),
+        tio.RandomGhosting(num_ghosts=(3, 7), intensity=(0.2, 0.6), copy=False),
     ],
     copy=False,
 )
-# One of them, by the weights: bending takes 15 times as long as turning and scaling.
-SPATIAL = tio.OneOf(
-    {
-        tio.RandomAffine(scales=0.1, degrees=15, copy=False): 0.9,
-        tio.RandomElasticDeformation(num_control_points=7, max_displacement=4, copy=False): 0.1,
-    },
-    copy=False,
-)
+
+
+def gamma(fields: RandomFields, image: Tensor) -> Tensor:
+    return image.clamp(min=0) ** math.exp(fields.uniform(-0.5, 0.5))
+
+
+def bias(fields: RandomFields, image: Tensor) -> Tensor:
+    """Brighter here and darker there, as near to a coil and far from it."""
+    return image * torch.exp(fields.uniform(0.05, 0.3) * fields.smooth(2)[0])
+
+
+def blur(fields: RandomFields, image: Tensor) -> Tensor:
+    return blurred(image, fields.numbers.uniform(0.3, 1.2, 3).tolist())
+
+
+def thick_slices(fields: RandomFields, image: Tensor) -> Tensor:
+    """Along an axis 1.5 to 4 times as thick."""
+    axis = fields.integer(0, 2)
+    size = image.shape[axis]
+    along = image.movedim(axis, -1).flatten(0, 1)[None]
+    thick = F.interpolate(along, size=round(size / fields.uniform(1.5, 4)), mode="linear")
+    whole = F.interpolate(thick, size=size, mode="linear")[0]
+    return whole.unflatten(0, (size, size)).movedim(-1, axis)
+
+
+def noise(fields: RandomFields, image: Tensor) -> Tensor:
+    return image + fields.uniform(0.02, 0.1) * fields.normal(*image.shape)
+
+
+# In this order, each by its share of the samples, on intensities of 0..1.
+INTENSITY: dict[Callable[[RandomFields, Tensor], Tensor], float] = {
+    gamma: 0.4,
+    bias: 0.15,
+    blur: 0.15,
+    thick_slices: 0.1,
+    noise: 0.3,
+}
 
 
 def change_intensities(image: Tensor, rng: np.random.Generator) -> Tensor:
@@ -38,17 +71,29 @@ def change_intensities(image: Tensor, rng: np.random.Generator) -> Tensor:
 
     What is 0 stays so: it lies outside the body or the volume.
     """
-    is_inside = image > 0
-    if rng.random() < INVERTED:
-        image = 255 - image
-    (changed,) = _applied(INTENSITY, tio.Subject(image=_scalar(image / 255)), rng)
-    return torch.where(is_inside, 255 * changed.clamp(min=1e-5), 0.0)
+    fields = fields_of(image, rng)
+    changed = image / 255
+    if fields.happens(INVERTED):
+        changed = 1 - changed
+    for change, share in INTENSITY.items():
+        if fields.happens(share):
+            changed = change(fields, changed)
+    return torch.where(image > 0, 255 * changed.clamp(min=1e-5), 0.0)
+
+
+def spoil(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """An (S, S, S) image of 0..255, in the memory of the host, with an artefact of a scanner."""
+    subject = tio.Subject(image=tio.ScalarImage(tensor=image[None].clone()))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(rng.integers(2**31)))
+        changed = ARTEFACTS(subject).image.data[0]
+    return torch.where(image > 0, changed.clamp(min=1e-3), 0.0)
 
 
 def deform(
-    image: Tensor, truth: np.ndarray, margin: int, rng: np.random.Generator
-) -> tuple[Tensor, np.ndarray]:
-    """Turn and scale an image and its truth, or bend them, by the same field.
+    image: Tensor, truth: Tensor, margin: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Turn, scale and bend an image and its truth by the same field.
 
     Args:
         image: (N, N, N), interpolated linearly.
@@ -60,23 +105,28 @@ def deform(
     Returns:
         Both, with sides of N - 2 * margin.
     """
-    label = tio.LabelMap(tensor=torch.from_numpy(truth)[None].to(torch.uint8))
-    subject = tio.Subject(image=_scalar(image), truth=label)
-    image, mask = _applied(SPATIAL, subject, rng)
-    inner = (slice(margin, len(truth) - margin),) * 3
-    return image[inner], mask[inner].numpy() > 0
+    where = field_of(fields_of(image, rng))
+    size = image.shape[0] - 2 * margin
+    where = where[:, margin : margin + size, margin : margin + size, margin : margin + size]
+    grid = where.flip(0).movedim(0, -1)[None]  # grid_sample takes (x, y, z)
+    changed = F.grid_sample(image[None, None], grid, mode="bilinear", align_corners=False)
+    mask = F.grid_sample(truth[None, None].float(), grid, mode="nearest", align_corners=False)
+    return changed[0, 0], mask[0, 0] > 0.5
 
 
-def _scalar(image: Tensor) -> tio.ScalarImage:
-    """(S, S, S) -> an image of one channel; the axes' names do not matter here."""
-    return tio.ScalarImage(tensor=image[None].clone())
+def field_of(fields: RandomFields) -> Tensor:
+    """(3, N, N, N): for each voxel the place (z, y, x) that it is taken from, in -1..1."""
+    axis = (torch.arange(fields.side, device=fields.device) + 0.5) / fields.side * 2 - 1
+    still = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"))
+    z, y, x = (math.radians(fields.uniform(-MAX_ANGLE, MAX_ANGLE)) for _ in range(3))
+    generators = torch.tensor([[0, -x, y], [x, 0, -z], [-y, z, 0]], dtype=torch.float64)
+    scales = np.exp(fields.numbers.uniform(-MAX_SCALE, MAX_SCALE, 3))
+    turn = torch.linalg.matrix_exp(generators) @ torch.diag(torch.from_numpy(scales))
+    where = torch.tensordot(turn.float().to(fields.device), still, dims=1)
+    where = where + 2 * fields.uniform(0, MAX_BEND) * fields.smooth(3, 3)
+    return where + 2 * fields.uniform(0, MAX_RIPPLE) * fields.smooth(8, 3)
 
 
-def _applied(
-    transform: tio.Transform, subject: tio.Subject, rng: np.random.Generator
-) -> list[Tensor]:
-    """The images of the transformed subject, (S, S, S) each."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(rng.integers(2**31)))
-        changed = transform(subject)
-    return [image.data[0] for image in changed.get_images(intensity_only=False)]
+def fields_of(image: Tensor, rng: np.random.Generator) -> RandomFields:
+    """Random numbers for an image, on its device."""
+    return RandomFields(int(rng.integers(2**63)), image.shape[0], image.device)

@@ -100,6 +100,9 @@ def make_optimizer(
         (model.mask_decoder, others),
     ]
     common: dict[str, Any] = {"lr": lr, "betas": (0.9, 0.999), "weight_decay": weight_decay}
+    common["fused"] = (
+        model.device.type == "cuda" or None
+    )  # one kernel for all; None: as torch has it
     if name == "adamw":
         return AdamW([{"params": list(part.parameters()), **how} for part, how in parts], **common)
     groups: list[dict[str, Any]] = []

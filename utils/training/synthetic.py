@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.training.fields import RandomFields, blurred
+
 SIDE = 80  # voxels of the cube in which a case is made, before slices are thickened
 MAX_THICKNESS = 6  # of a slice, over the pixels in it
 DISTRACTORS = 0.2  # of the objects are in the image, but have no label
@@ -32,56 +34,6 @@ class SyntheticCase:
     image: np.ndarray
     gts: np.ndarray
     spacing: tuple[float, float, float]
-
-
-class RandomFields:
-    """Random numbers, and fields of them on the cube."""
-
-    def __init__(self, seed: int, side: int, device: torch.device) -> None:
-        self.side, self.device = side, device
-        self.numbers = np.random.default_rng(seed)
-        self.generator = torch.Generator(device).manual_seed(seed)
-
-    def uniform(self, low: float, high: float) -> float:
-        return float(self.numbers.uniform(low, high))
-
-    def log_uniform(self, low: float, high: float) -> float:
-        return float(np.exp(self.numbers.uniform(np.log(low), np.log(high))))
-
-    def integer(self, low: int, high: int) -> int:
-        """Both are possible."""
-        return int(self.numbers.integers(low, high, endpoint=True))
-
-    def happens(self, probability: float) -> bool:
-        return bool(self.numbers.random() < probability)
-
-    def normal(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.generator, device=self.device)
-
-    def vector(self, low: float, high: float, *shape: int) -> Tensor:
-        numbers = self.numbers.uniform(low, high, shape or 3)
-        return torch.from_numpy(numbers).float().to(self.device)
-
-    def smooth(self, cells: int, channels: int = 1) -> Tensor:
-        """(channels, N, N, N) of about unit variance that changes over 1 / cells of the side.
-
-        A cubic B-spline with random coefficients.
-        """
-        knots = torch.arange(-1, cells + 2, device=self.device)
-        along = torch.linspace(0, cells, self.side, device=self.device)
-        t = (along[:, None] - knots).abs()
-        near, far = 2 / 3 - t**2 + t**3 / 2, (2 - t).clamp(min=0) ** 3 / 6
-        basis = torch.where(t < 1, near, far)  # (N, cells + 3)
-        basis = basis / basis.square().sum(dim=1, keepdim=True).sqrt()
-        field = self.normal(channels, *[cells + 3] * 3)
-        for _ in range(3):  # one axis at a time, which comes last
-            field = torch.tensordot(field, basis, dims=([1], [1]))
-        return field
-
-    def rotation(self) -> Tensor:
-        """(3, 3), uniform."""
-        q, r = np.linalg.qr(self.numbers.standard_normal((3, 3)))
-        return torch.from_numpy(q * np.sign(np.diag(r))).float().to(self.device)
 
 
 def make_case(
@@ -133,7 +85,7 @@ def deformed_grid(fields: RandomFields) -> Tensor:
 def organs(fields: RandomFields, grid: Tensor) -> Tensor:
     """(N, N, N) labels of a few objects over, beside and inside each other."""
     labels = torch.zeros_like(grid[0], dtype=torch.int64)
-    kinds = (blob, blob, blob, shell, shell, tree, sheet)
+    kinds = (blob, blob, blob, shell, shell, tree, tree, tube, wings, sheet)
     count = 1
     for _ in range(fields.integer(2, 12)):
         kind = kinds[fields.integer(0, len(kinds) - 1)]
@@ -181,28 +133,78 @@ def sheet(fields: RandomFields, grid: Tensor, middle: Tensor, size: float) -> li
     return [(field.abs() < fields.uniform(0.1, 0.3)) & blob(fields, grid, middle, 1.5 * size)[0]]
 
 
+def wings(fields: RandomFields, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
+    """Two or three thin plates that meet in a line, as those of an adrenal gland."""
+    turned = torch.tensordot(fields.rotation(), grid - middle[:, None, None, None], dims=1)
+    z, y, x = turned / size + fields.uniform(0, 0.2) * fields.smooth(5, 3)
+    thickness = max(fields.uniform(0.05, 0.2), 1.5 * 2 / fields.side / size)  # 1.5 voxels
+    part = torch.zeros_like(z, dtype=torch.bool)
+    angle = 0.0
+    for _ in range(fields.integer(2, 3)):
+        angle += fields.uniform(0.5, 2.5)
+        out, across = y * np.cos(angle) + x * np.sin(angle), x * np.cos(angle) - y * np.sin(angle)
+        is_plate = (across.abs() < thickness / 2) & (out > -thickness / 2)
+        part |= is_plate & (out < fields.uniform(0.4, 1.0))
+    return [part & (z.abs() < fields.uniform(0.3, 1.0))]
+
+
+def tube(fields: RandomFields, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
+    """A winding tube, as a vessel or a bowel; sometimes its wall and what it holds."""
+    radius = max(fields.log_uniform(0.02, 0.25 * size + 0.03), 1.25 * 2 / fields.side)  # voxels
+    path = walk(fields, middle.cpu().numpy(), radius, fields.integer(20, 60), 0.2)
+    level = distance_to_balls(fields, grid, path, [radius] * len(path))
+    if radius > 0.08 and fields.happens(0.3):
+        hollow = level < -fields.uniform(0.3, 0.6) * radius
+        return [(level < 0) & ~hollow, hollow]
+    return [level < 0]
+
+
 def tree(fields: RandomFields, grid: Tensor, middle: Tensor, size: float) -> list[Tensor]:
     """A branching tube."""
-    points, radii = [], []
-    ends = [(middle.cpu().numpy(), fields.rotation()[0].cpu().numpy(), 0.15 * size + 0.03)]
+    points: list[np.ndarray] = []
+    radii: list[float] = []
+    ends: list[tuple[np.ndarray, np.ndarray | None, float]] = [
+        (middle.cpu().numpy(), None, 0.15 * size + 0.03)
+    ]
     for _ in range(fields.integer(1, 8)):
-        start, direction, radius = ends.pop(fields.integer(0, len(ends) - 1))
-        at, heading = start, direction
-        for _ in range(fields.integer(6, 16)):
-            points.append(at)
-            radii.append(radius)
-            heading = heading + fields.numbers.normal(0, 0.25, 3)
-            heading = heading / np.linalg.norm(heading)
-            at = at + 0.5 * max(radius, 0.03) * heading
+        start, heading, radius = ends.pop(fields.integer(0, len(ends) - 1))
+        path = walk(fields, start, radius, fields.integer(6, 16), 0.25, heading)
+        points += path
+        radii += [radius] * len(path)
+        heading = path[-1] - path[-2]
+        heading = heading / np.linalg.norm(heading)
         for _ in range(2):
-            turn = heading + fields.numbers.normal(0, 0.6, 3)
-            ends.append((at, turn / np.linalg.norm(turn), 0.8 * radius))
-    nodes = torch.tensor(np.array(points), dtype=torch.float32, device=fields.device)
+            ends.append((path[-1], heading + fields.numbers.normal(0, 0.6, 3), 0.8 * radius))
+    return [distance_to_balls(fields, grid, points, radii) < 0]
+
+
+def walk(
+    fields: RandomFields,
+    start: np.ndarray,
+    radius: float,
+    steps: int,
+    turn: float,
+    heading: np.ndarray | None = None,
+) -> list[np.ndarray]:
+    """Places (z, y, x) half a radius apart, each in a direction that turns at random."""
+    heading = fields.numbers.standard_normal(3) if heading is None else heading
+    places = [start]
+    for _ in range(steps):
+        heading = heading / np.linalg.norm(heading) + fields.numbers.normal(0, turn, 3)
+        places.append(places[-1] + 0.5 * max(radius, 0.03) * heading / np.linalg.norm(heading))
+    return places
+
+
+def distance_to_balls(
+    fields: RandomFields, grid: Tensor, places: Sequence[np.ndarray], radii: Sequence[float]
+) -> Tensor:
+    """(N, N, N) distance to the nearest ball's surface, negative inside; made half as fine."""
+    nodes = torch.tensor(np.array(places), dtype=torch.float32, device=fields.device)
     widths = torch.tensor(radii, dtype=torch.float32, device=fields.device)
     coarse = F.interpolate(grid[None], scale_factor=0.5, mode="trilinear")[0]
     away = torch.cdist(coarse.flatten(1).T, nodes) - widths
     level = away.amin(dim=1).view(1, 1, *coarse.shape[1:])
-    return [F.interpolate(level, size=grid.shape[1:], mode="trilinear")[0, 0] < 0]
+    return F.interpolate(level, size=grid.shape[1:], mode="trilinear")[0, 0]
 
 
 def cells(fields: RandomFields, grid: Tensor) -> Tensor:
@@ -353,21 +355,6 @@ def is_border(labels: Tensor) -> Tensor:
         border.narrow(axis, 0, n - 1).logical_or_(differs)
         border.narrow(axis, 1, n - 1).logical_or_(differs)
     return border & (labels > 0)
-
-
-def blurred(image: Tensor, sigmas: Sequence[float]) -> Tensor:
-    """(N, N, N) through a Gaussian of a sigma per axis."""
-    x = image[None, None]
-    for axis, sigma in enumerate(sigmas):
-        reach = int(np.ceil(3 * sigma))
-        taps = torch.arange(-reach, reach + 1, device=image.device)
-        kernel = torch.exp(-0.5 * (taps / sigma) ** 2)
-        shape, padding = [1, 1, 1, 1, 1], [0] * 6
-        shape[2 + axis] = len(taps)
-        padding[4 - 2 * axis : 6 - 2 * axis] = [reach, reach]
-        padded = F.pad(x, padding, mode="replicate")
-        x = F.conv3d(padded, (kernel / kernel.sum()).view(shape))
-    return x[0, 0]
 
 
 def sliced(fields: RandomFields, image: Tensor, labels: Tensor) -> SyntheticCase:
