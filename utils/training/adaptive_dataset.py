@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from edt import sdf
 from scipy import ndimage
 from torch import Tensor
 
@@ -38,7 +37,7 @@ from utils.formats.prepared import PreparedCase, boxes_and_counts, map_volumes
 from utils.training.adaptive_step import ADAPTIVE_ROUNDS
 from utils.training.augmentation import change_intensities, deform, fields_of, spoil
 from utils.training.batch import Batch, Start
-from utils.training.clicks import ON_HOST, squared_depth
+from utils.training.clicks import squared_depth
 from utils.training.dataset import MIN_VOXELS, CaseDataset, Item
 from utils.training.streams import Stream, stream
 from utils.training.synthetic import make_case
@@ -56,7 +55,7 @@ ROI_SCALE = 0.2  # up to, as a power of e, along each axis
 ROI_SHIFT = 0.06  # of the ROI's sides
 PERMUTED = 0.3  # of the samples, in their axes
 MIN_IN_ROI = 30  # voxels of the object, of the ROI
-MAX_WRONG = 16  # voxels by which the border of a perturbed mask is wrong at most
+MAX_WRONG = 12  # voxels by which the border of a perturbed mask is wrong at most
 PER_SYNTHETIC = 4  # samples of a synthetic case, which takes as long to make as they do
 MAX_HELD = 256  # synthetic cases in memory, of each process; 1.5 MB each
 MIN_SHAPES = 20  # labels of a case that gives its shapes to synthetic ones
@@ -425,8 +424,6 @@ def signed_distance(mask: Tensor) -> Tensor:
 
     Exact up to MAX_WRONG; farther away it is at least that.
     """
-    if mask.device.type in ON_HOST:
-        return torch.from_numpy(sdf(np.ascontiguousarray(mask.numpy())))
     inside, outside = squared_depth(torch.stack([mask, ~mask]), reach=MAX_WRONG).float().sqrt()
     return inside - outside
 

@@ -97,7 +97,7 @@ def deform(
 
     Args:
         image: (N, N, N), interpolated linearly.
-        truth: (N, N, N) bool; takes the nearest voxel.
+        truth: (N, N, N) bool, interpolated too, and what is above one half.
         margin: Voxels at each side that are dropped afterwards, since what comes in from beyond
             the image is 0.
         rng: Decides the field.
@@ -109,9 +109,9 @@ def deform(
     size = image.shape[0] - 2 * margin
     where = where[:, margin : margin + size, margin : margin + size, margin : margin + size]
     grid = where.flip(0).movedim(0, -1)[None]  # grid_sample takes (x, y, z)
-    changed = F.grid_sample(image[None, None], grid, mode="bilinear", align_corners=False)
-    mask = F.grid_sample(truth[None, None].float(), grid, mode="nearest", align_corners=False)
-    return changed[0, 0], mask[0, 0] > 0.5
+    both = torch.stack([image, truth.float()])[None]
+    changed, mask = F.grid_sample(both, grid, mode="bilinear", align_corners=False)[0]
+    return changed, mask > 0.5
 
 
 def field_of(fields: RandomFields) -> Tensor:
