@@ -15,6 +15,7 @@ from segment_anything.bounds import (
     refinement_bounds,
     roi_of,
 )
+from segment_anything.modeling.hybrid3D import DRAWING_CHANNELS
 from segment_anything.modeling.sam3D import MASK_THRESHOLD
 from segment_anything.patches import (
     KEPT_LOGIT,
@@ -56,12 +57,14 @@ class RoiQuery:
         points: (N, 3) float32, (z, y, x) in voxels of the ROI.
         labels: (N,) int64, as PromptEncoder3D.forward takes them.
         mask: (M, M, M) bool, the mask prompt, as fine as the network's masks.
+        drawings: As `drawings_in` returns them.
     """
 
     roi: Roi
     points: np.ndarray
     labels: np.ndarray
     mask: np.ndarray
+    drawings: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,27 @@ def points_in(prompts: Prompts, roi: Roi) -> tuple[np.ndarray, np.ndarray]:
     return np.array(points, np.float32).reshape(-1, 3), np.array(labels, np.int64)
 
 
+def drawings_in(prompts: Prompts, roi: Roi) -> np.ndarray | None:
+    """The drawings on a ROI -> (DRAWING_CHANNELS, S/2, S/2, S/2) bool, None where there are none.
+
+    A voxel of theirs marks all that it touches, so that a slice is whole however thin it is.
+    """
+    if not prompts.drawings:
+        return None
+    half = roi.size // 2
+    drawn = np.zeros((DRAWING_CHANNELS, half, half, half), bool)
+    for drawing in prompts.drawings:
+        volume = drawing.inside.astype(np.float32)
+        for axis, (step, first) in enumerate(zip(roi.step, roi.start, strict=True)):
+            edges = (first + 2 * np.arange(half + 1)) * step
+            voxels = drawing.start[axis] + np.arange(drawing.inside.shape[axis])
+            touches = (edges[:-1, None] < voxels + 1) & (edges[1:, None] > voxels)
+            # The next axis comes first; after three all are in their order.
+            volume = np.tensordot(volume, touches.astype(np.float32), (0, 1))
+        drawn[2 * drawing.is_region + (not drawing.is_foreground)] |= volume > 0
+    return drawn
+
+
 @dataclass(frozen=True)
 class Geometry:
     """The volume's grid, and how many voxels the network sees and answers.
@@ -114,6 +138,11 @@ class Geometry:
     def mask_roi(self, roi: Roi) -> Roi:
         """The same cube in voxels of the network's masks."""
         return roi.coarse(self.size // self.mask_size)
+
+
+def query_of(prompts: Prompts, roi: Roi, mask: np.ndarray) -> RoiQuery:
+    """What the network is asked: all prompts that touch a ROI, and an (M, M, M) bool mask."""
+    return RoiQuery(roi, *points_in(prompts, roi), mask, drawings_in(prompts, roi))
 
 
 @dataclass
@@ -144,7 +173,7 @@ class Search:
         mask = np.zeros([geometry.mask_size] * 3, bool)
         if self.previous is not None:
             mask = self.previous.crop(geometry.mask_roi(roi))
-        return RoiQuery(roi, *points_in(self.prompts, roi), mask)
+        return query_of(self.prompts, roi, mask)
 
     def refinement_query(self, click: Click, geometry: Geometry) -> RoiQuery:
         """A refinement crop round a click, with what was found so far as mask prompt."""
@@ -152,7 +181,7 @@ class Search:
         mask_roi = geometry.mask_roi(roi)
         positions = [mask_roi.positions(axis)[0] for axis in range(3)]
         mask = render(self.patches, positions) > MASK_THRESHOLD
-        return RoiQuery(roi, *points_in(self.prompts, roi), mask)
+        return query_of(self.prompts, roi, mask)
 
     @property
     def cut_faces(self) -> np.ndarray:
@@ -214,7 +243,7 @@ def begin_search(
     prompts, previous = request.prompts.newest, request.previous
     kept = previous.bounds if previous is not None else None
     bounds = choose_bounds(prompts, kept, geometry.size, geometry.shape, geometry.spacing, settings)
-    is_asked = prompts.box is not None or len(prompts.clicks) > 0
+    is_asked = prompts.box is not None or len(prompts.clicks) > 0 or len(prompts.drawings) > 0
     if bounds is None or not is_asked or (prompts.is_right and previous is not None):
         return None
     step = EXPANSION * (bounds[1] - bounds[0])

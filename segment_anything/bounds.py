@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segment_anything.prompts import Index3, Prompts
+from segment_anything.prompts import Drawing, Index3, Prompts
 from segment_anything.roi import Roi
 
 ROI_FACTOR = 1.8  # sides of the ROI over those of the box
@@ -30,11 +30,13 @@ class AdaptiveSettings:
         roi_factor: Sides of the ROI over those of the box.
         roi_spacing: Side of the ROI's voxels in mm, where there are only clicks.
         normalisation: The ROI's; `zscore` is `segment_anything.roi.normalise`.
+        drawings: Whether scribbles, lassos and boxes in a slice were among the prompts.
     """
 
     roi_factor: float = ROI_FACTOR
     roi_spacing: float = ROI_SPACING
     normalisation: str = "zscore"
+    drawings: bool = False
 
     def __post_init__(self) -> None:
         for name in ("roi_factor", "roi_spacing"):
@@ -43,6 +45,8 @@ class AdaptiveSettings:
                 raise ValueError(f"expected {name} as a number above 0, got {value!r}")
         if self.normalisation != "zscore":
             raise ValueError(f"expected the normalisation zscore, got {self.normalisation!r}")
+        if not isinstance(self.drawings, bool):
+            raise ValueError(f"expected drawings as True or False, got {self.drawings!r}")
 
 
 def bounds_of(mask: np.ndarray) -> np.ndarray | None:
@@ -109,14 +113,16 @@ def choose_bounds(
 
     Returns:
         Round the box, `roi_factor` times as large. Without one, round the first foreground click
-        at `roi_spacing`, but with no side longer than the volume's; and once there is a mask,
-        round mask and foreground clicks. Expanded so that the mask and all clicks are inside.
-        None where there is neither box, nor mask, nor foreground click.
+        at `roi_spacing`, but with no side longer than the volume's, or round what is drawn on in
+        the object, as deep as it is wide; and once there is a mask, round mask and foreground.
+        Expanded so that the mask, all clicks and all drawings are inside. None where there is
+        neither box, nor mask, nor foreground.
     """
     points = [
         (click.is_foreground, np.add.outer([0.0, 1.0], click.point)) for click in prompts.clicks
     ]
-    found = [point for is_foreground, point in points if is_foreground]
+    drawn = [deepened(drawing, spacing) for drawing in prompts.drawings if drawing.is_foreground]
+    found = [point for is_foreground, point in points if is_foreground] + drawn
     clicked = np.minimum(size * settings.roi_spacing / np.asarray(spacing), shape)
     if prompts.box is not None:
         box = np.array([prompts.box.start, prompts.box.stop], float)
@@ -125,12 +131,32 @@ def choose_bounds(
         least = MIN_CLICKED * clicked
         core = union(kept, *found)
         base = snap(around(core, settings.roi_factor, least), least)
+    elif drawn:
+        base = around(union(*found), settings.roi_factor, MIN_CLICKED * clicked)
     elif found:
         base = around(found[0], 1.0, clicked)
     else:
         return None
-    needed = [point for _, point in points] + ([] if kept is None else [kept])
+    needed = [point for _, point in points] + [drawing.bounds for drawing in prompts.drawings]
+    needed += [] if kept is None else [kept]
     return expand(base, union(*needed)) if needed else base
+
+
+def deepened(drawing: Drawing, spacing: Sequence[float]) -> np.ndarray:
+    """Bounds of what a drawing says of its object's size.
+
+    Those of the drawing, but where it lies in a slice at least as deep in mm as the geometric mean
+    of its sides in the slice: objects are mostly about as deep as they are wide.
+    """
+    bounds, mm = drawing.bounds, np.asarray(spacing)
+    sides = (bounds[1] - bounds[0]) * mm
+    flat = [axis for axis in range(3) if drawing.inside.shape[axis] == 1]
+    if len(flat) != 1:
+        return bounds
+    (axis,) = flat
+    depth = np.sqrt(np.prod(np.delete(sides, axis)))
+    sides[axis] = max(sides[axis], depth)
+    return bounds.mean(axis=0) + np.outer([-0.5, 0.5], sides / mm)
 
 
 def roi_of(bounds: np.ndarray, size: int, stride: int, shape: Index3) -> Roi:

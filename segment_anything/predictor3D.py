@@ -12,7 +12,8 @@ import torch
 
 from segment_anything.adaptive import Geometry, ObjectRequest, RoiAnswer, RoiQuery, segment_objects
 from segment_anything.batches import Batches
-from segment_anything.bounds import AdaptiveSettings
+from segment_anything.bounds import AdaptiveSettings, bounds_of
+from segment_anything.modeling.hybrid3D import DRAWING_CHANNELS
 from segment_anything.modeling.sam3D import (
     MASK_THRESHOLD,
     Embedding,
@@ -21,11 +22,12 @@ from segment_anything.modeling.sam3D import (
     split_embedding,
 )
 from segment_anything.patches import Mask, Prediction
-from segment_anything.prompts import Box, Click, Index3, Prompts
+from segment_anything.prompts import Box, Click, Drawing, Index3, Prompts
 from segment_anything.roi import Roi, crop_roi_averaged, normalise
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CACHE_BYTES = 2**31  # an embedding takes 6 MB with hybrid_s in float32, 0.8 MB with vit_b_ori
+Part = tuple[Index3, np.ndarray]  # of a volume: its first voxel, and what is in it
 MAX_UNDO = 16  # calls that can be taken back for each object
 
 
@@ -172,6 +174,9 @@ class SamPredictor3D:
         box: Any = None,
         mask: np.ndarray | None = None,
         obj: int = 1,
+        box_label: int = 1,
+        scribble: np.ndarray | Part | None = None,
+        lasso: np.ndarray | Part | None = None,
     ) -> Prediction:
         """Add prompts to those of an object, and segment it.
 
@@ -179,15 +184,22 @@ class SamPredictor3D:
             points: (N, 3) voxels (z, y, x); one that the object has already counts once, with its
                 newest label.
             labels: (N,), 1 foreground, 0 background.
-            box: Half-open (z0, y0, x0, z1, y1, x1); replaces the object's box.
+            box: Half-open (z0, y0, x0, z1, y1, x1); replaces the object's box. Where drawings are
+                taken, one that is a voxel thick along one axis is a box in a slice, and adds to
+                what is drawn.
             mask: (D, H, W) bool, to go on from instead of what was predicted before.
             obj: Number of the object, 1 to 255.
+            box_label: 0: the object is not in the box.
+            scribble: (D, H, W) of integers, 1 where drawn in the object, -1 where drawn outside of
+                it, 0 elsewhere; or a part of the volume as (first voxel (z, y, x), array).
+            lasso: The same with filled regions.
 
         Returns:
             The object: `mask`, `logits` and `iou`. With no prompts at all, the last prediction.
 
         Raises:
-            ValueError: A prompt is not in the volume or malformed.
+            ValueError: A prompt is not in the volume or malformed, or is a drawing and the network
+                was not trained with them.
         """
         if not 1 <= obj <= 255:
             raise ValueError(f"expected an object from 1 to 255, got {obj}")
@@ -196,7 +208,21 @@ class SamPredictor3D:
         prompts = last.prompts if last else Prompts()
         previous = last.prediction.kept if last else None
         added = self._clicks(points, labels)
-        if not added and box is None and mask is None and last:
+        drawn = [*self._drawings(scribble, False), *self._drawings(lasso, True)]
+        if box is not None:
+            box = self._box(box)
+            if box_label not in (0, 1):
+                raise ValueError(f"expected a box_label of 0 or 1, got {box_label}")
+            if box_label == 0 or (self.settings.drawings and box.is_slice):
+                sides = np.subtract(box.stop, box.start)
+                drawn.append(Drawing(box.start, np.ones(sides, bool), True, box_label == 1))
+                box = None
+        if drawn and not self.settings.drawings:
+            raise ValueError(
+                "expected a network that was trained with scribbles, lassos and boxes in a slice, "
+                "got one that takes clicks, and boxes of whole objects"
+            )
+        if not added and not drawn and box is None and mask is None and last:
             return last.prediction
         if mask is not None:
             if mask.shape != self.shape or mask.dtype != np.bool_:
@@ -205,8 +231,8 @@ class SamPredictor3D:
                 )
             z, y, x = (slice(0, n) for n in self.shape)
             previous = Mask((z, y, x), mask)
-        box = prompts.box if box is None else self._box(box)
-        prompts = Prompts(box, prompts.clicks + added).newest
+        box = box or prompts.box
+        prompts = Prompts(box, prompts.clicks + added, drawings=(*prompts.drawings, *drawn)).newest
         (prediction,) = self.segment([ObjectRequest(prompts, previous)])
         self._objects[obj] = [*steps[-MAX_UNDO:], _Step(prompts, prediction)]
         return prediction
@@ -274,8 +300,17 @@ class SamPredictor3D:
             torch.from_numpy(np.stack([getattr(query, name) for query in queries])).to(device)
             for name in ("points", "labels", "mask")
         )
+        drawings = [query.drawings for query in queries]
+        drawn = None
+        if any(drawing is not None for drawing in drawings):
+            empty = np.zeros((DRAWING_CHANNELS, *[self.model.img_size // 2] * 3), bool)
+            stacked = np.stack([empty if drawing is None else drawing for drawing in drawings])
+            drawn = torch.from_numpy(stacked).to(device)
         low_res_mask, iou = self.model.decode(
-            join_embeddings(embeddings), (points, labels), mask_prompt=masks[:, None].float()
+            join_embeddings(embeddings),
+            (points, labels),
+            mask_prompt=masks[:, None].float(),
+            drawings=drawn,
         )
         logits = low_res_mask[:, 0].float().cpu().numpy()
         return [RoiAnswer(*pair) for pair in zip(logits, iou[:, 0].tolist(), strict=True)]
@@ -316,6 +351,35 @@ class SamPredictor3D:
             Click((int(z), int(y), int(x)), kind == 1)
             for (z, y, x), kind in zip(voxels.tolist(), kinds.tolist(), strict=True)
         )
+
+    def _drawings(self, drawn: np.ndarray | Part | None, is_region: bool) -> list[Drawing]:
+        """What is drawn in the object, and outside of it; each cut to the part that holds it."""
+        if drawn is None:
+            return []
+        start, signs = drawn if isinstance(drawn, tuple) else ((0, 0, 0), drawn)
+        signs = np.asarray(signs)
+        what = "lasso" if is_region else "scribble"
+        if signs.ndim != 3 or signs.dtype.kind not in "iu" or len(start) != 3:
+            raise ValueError(
+                f"expected a {what} of integers (z, y, x), got {signs.dtype} {signs.shape}"
+            )
+        parts = zip(start, signs.shape, self.shape, strict=True)
+        if not all(0 <= first and first + side <= n for first, side, n in parts):
+            raise ValueError(
+                f"expected a {what} within {self.shape}, got {signs.shape} from {tuple(start)}"
+            )
+        found = []
+        for sign in (1, -1):
+            inside = signs == sign
+            bounds = bounds_of(inside)
+            if bounds is not None:
+                (z0, y0, x0), (z1, y1, x1) = bounds.astype(int).tolist()
+                first = (int(start[0]) + z0, int(start[1]) + y0, int(start[2]) + x0)
+                part = inside[z0:z1, y0:y1, x0:x1].copy()
+                found.append(Drawing(first, part, is_region, sign > 0))
+        if not found or not np.isin(signs, (-1, 0, 1)).all():
+            raise ValueError(f"expected a {what} of -1, 0 and 1, not all 0")
+        return found
 
     def _box(self, box: Any) -> Box:
         edges = np.asarray(box)

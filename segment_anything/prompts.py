@@ -1,6 +1,8 @@
-"""What a user says about an object: a box and clicks, in voxels of the original volume."""
+"""What a user says about an object, in voxels of the original volume."""
 
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 Index3 = tuple[int, int, int]
 Region = tuple[slice, slice, slice]
@@ -17,6 +19,11 @@ class Box:
     start: Index3
     stop: Index3
 
+    @property
+    def is_slice(self) -> bool:
+        """True if it is a voxel thick along one axis."""
+        return sum(b - a == 1 for a, b in zip(self.start, self.stop, strict=True)) == 1
+
 
 @dataclass(frozen=True)
 class Click:
@@ -26,19 +33,43 @@ class Click:
     is_foreground: bool
 
 
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """Voxels that were drawn on, mostly in one slice of any axis.
+
+    Attributes:
+        start: First voxel (z, y, x) of the part of the volume that holds them.
+        inside: (d, h, w) bool, that part.
+        is_region: A lasso's or a slice's box, filled; else a scribble, which lies somewhere inside.
+        is_foreground: The object is there, or is not.
+    """
+
+    start: Index3
+    inside: np.ndarray
+    is_region: bool
+    is_foreground: bool
+
+    @property
+    def bounds(self) -> np.ndarray:
+        """(2, 3) lower and upper edges of the part."""
+        return np.add(self.start, [(0, 0, 0), self.inside.shape]).astype(float)
+
+
 @dataclass(frozen=True)
 class Prompts:
     """The prompts of one object.
 
     Attributes:
-        box: None where there is none.
+        box: Of the whole object; None where there is none.
         clicks: In the order in which they were made.
         is_right: The last round found nothing to correct.
+        drawings: Scribbles, lassos and boxes in a slice.
     """
 
     box: Box | None = None
     clicks: tuple[Click, ...] = ()
     is_right: bool = False
+    drawings: tuple[Drawing, ...] = ()
 
     @property
     def newest(self) -> "Prompts":

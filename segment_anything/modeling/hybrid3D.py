@@ -20,7 +20,10 @@ Pyramid = tuple[Tensor, Tensor, Tensor]
 
 CLICK_SIGMA = 1.0  # of the Gaussian drawn for a click, in voxels of the drawn volumes
 CLICK_REACH = 4.0  # sigmas, beyond which it is 0: floats below 1e-38 slow a CPU down tenfold
-PROMPT_CHANNELS = 4  # foreground clicks, background clicks, box, mask
+# Foreground clicks and scribbles, the same of the background, box, mask; regions that belong to the
+# object, and that do not. Without drawings the first four are enough.
+PROMPT_CHANNELS = 6
+DRAWING_CHANNELS = 4  # foreground scribbles, background ones, regions in the object, outside of it
 
 
 class ResidualBlock3D(nn.Module):
@@ -156,16 +159,23 @@ class DensePromptEncoder3D(nn.Module):
         points: tuple[Tensor, Tensor] | None = None,
         boxes: Tensor | None = None,
         masks: Tensor | None = None,
+        drawings: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Draw any of the kinds of prompts that PromptEncoder3D takes.
+        """Draw any of the kinds of prompts that PromptEncoder3D takes, and drawings.
+
+        Args:
+            points, boxes, masks: As those of PromptEncoder3D.
+            drawings: (B, DRAWING_CHANNELS, S/2, S/2, S/2) of 0 and 1.
 
         Returns:
-            No sparse embeddings, (B, 0, 1), and (B, PROMPT_CHANNELS, S/2, S/2, S/2).
+            No sparse embeddings, (B, 0, 1), and (B, C, S/2, S/2, S/2) with C = PROMPT_CHANNELS, or
+            4 without drawings.
         """
         device = self.pe.device
         kinds = [box_corners(boxes)] if boxes is not None else []
         kinds += [points] if points is not None else []
-        batch = len(kinds[0][0]) if kinds else len(masks) if masks is not None else 1
+        volumes = masks if masks is not None else drawings
+        batch = len(kinds[0][0]) if kinds else len(volumes) if volumes is not None else 1
         coords, labels = torch.zeros(batch, 0, 3), torch.zeros(batch, 0, dtype=torch.int64)
         if kinds:
             coords = torch.cat([coords for coords, _ in kinds], dim=1)
@@ -178,7 +188,14 @@ class DensePromptEncoder3D(nn.Module):
             mask = torch.zeros_like(foreground)
         else:
             mask = F.avg_pool3d(masks[:, 0].float(), kernel_size=2)
-        drawn = (foreground, background, self._box(coords, labels), mask)
+        drawn = [foreground, background, self._box(coords, labels), mask]
+        if drawings is not None:
+            scribbles, regions = drawings.float().split(2, dim=1)
+            drawn[0], drawn[1] = (
+                torch.maximum(clicks, scribble)
+                for clicks, scribble in zip(drawn[:2], scribbles.unbind(1), strict=True)
+            )
+            drawn += regions.unbind(1)
         return coords.new_zeros(batch, 0, 1), torch.stack(drawn, dim=1)
 
     def _clicks(self, coords: Tensor, is_drawn: Tensor) -> Tensor:
@@ -244,13 +261,15 @@ class HybridMaskDecoder3D(nn.Module):
             image_embeddings: As the encoder returns them; one image may serve all prompts.
             image_pe: (1, C, G, G, G)
             sparse_prompt_embeddings: Empty.
-            dense_prompt_embeddings: (B, PROMPT_CHANNELS, 4 G, 4 G, 4 G)
+            dense_prompt_embeddings: (B, C, 4 G, 4 G, 4 G), the first C of PROMPT_CHANNELS.
 
         Returns:
             Logits (B, 1, 8 G, 8 G, 8 G) and predicted IoU (B, 1).
         """
         fine, middle, coarse = image_embeddings
-        prompt_fine = channels_last(self.prompt_fine(dense_prompt_embeddings))
+        weight = self.prompt_fine.weight[:, : dense_prompt_embeddings.shape[1]]
+        drawn = F.conv3d(dense_prompt_embeddings, weight, self.prompt_fine.bias, padding=1)
+        prompt_fine = channels_last(drawn)
         prompt_middle = self.prompt_middle(F.gelu(prompt_fine))
         prompt_coarse = self.prompt_coarse(F.gelu(prompt_middle))
         x = attend(self.blocks, coarse + prompt_coarse + image_pe)

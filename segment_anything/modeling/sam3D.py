@@ -93,6 +93,11 @@ class Sam3D(nn.Module):
         return self.voxels_per_token * self.image_encoder.pos_embed.shape[1]
 
     @property
+    def draws_prompts(self) -> bool:
+        """True if it sees prompts as volumes, and so can be trained to take drawings."""
+        return isinstance(self.prompt_encoder, DensePromptEncoder3D)
+
+    @property
     def device(self) -> torch.device:
         return self.image_encoder.pos_embed.device
 
@@ -106,12 +111,18 @@ class Sam3D(nn.Module):
         points: tuple[Tensor, Tensor] | None = None,
         boxes: Tensor | None = None,
         mask_prompt: Tensor | None = None,
+        drawings: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Prompts on embedded ROIs -> low_res_mask (B, 1, M, M, M), logits, and IoU (B, 1).
 
-        The prompts are those of `PromptEncoder3D.forward`.
+        The prompts are those of `PromptEncoder3D.forward`; a network that `draws_prompts` takes
+        those of `DensePromptEncoder3D.forward`.
         """
-        sparse, dense = self.prompt_encoder(points, boxes, mask_prompt)
+        if drawings is None:
+            sparse, dense = self.prompt_encoder(points, boxes, mask_prompt)
+        else:
+            assert isinstance(self.prompt_encoder, DensePromptEncoder3D)
+            sparse, dense = self.prompt_encoder(points, boxes, mask_prompt, drawings)
         image_pe = self.prompt_encoder.get_dense_pe()
         return self.mask_decoder(embedding, image_pe, sparse, dense)
 

@@ -47,7 +47,7 @@ def contented(tiny_hybrid, monkeypatch):
     along = torch.arange(32) - 15.5
     ball = 8 - (along[:, None, None] ** 2 + along[:, None] ** 2 + along**2).sqrt()
 
-    def decode(embedding, points, mask_prompt):
+    def decode(embedding, points, mask_prompt, drawings):
         return ball.expand(len(points[0]), 1, -1, -1, -1), torch.ones(len(points[0]), 1)
 
     monkeypatch.setattr(tiny_hybrid, "decode", decode)
@@ -111,7 +111,7 @@ def test_what_undo_holds_is_bounded_and_its_end_takes_nothing_away(predictor, co
 
 
 def test_a_click_after_nothing_was_found(predictor, monkeypatch):
-    def decode(embedding, points, mask_prompt):
+    def decode(embedding, points, mask_prompt, drawings):
         return torch.full((1, 1, 32, 32, 32), -1.0), torch.ones(1, 1)
 
     monkeypatch.setattr(predictor.model, "decode", decode)

@@ -11,16 +11,20 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from segment_anything import Sam3D, sam_model_registry3D
 from segment_anything.bounds import AdaptiveSettings
+from segment_anything.modeling.hybrid3D import PROMPT_CHANNELS
 
 FOREGROUND = "prompt_encoder.point_embeddings.1.weight"
 # The metadata of a .safetensors file under this name: a JSON object with fields of Checkpoint.
 METADATA = "sam_med3d"
+DRAWN = "mask_decoder.prompt_fine.weight"
+CHANNELS_BEFORE = 4  # of it, before there were drawings
 BOX_EMBEDDINGS = tuple(f"prompt_encoder.point_embeddings.{i}.weight" for i in (2, 3))
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -88,6 +92,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise CheckpointError(f"{path.name}: expected {key} as {kind.__name__}, got {value!r}")
         setattr(checkpoint, key, value)
     _add_box_embeddings(checkpoint)
+    _add_drawing_channels(checkpoint)
     return checkpoint
 
 
@@ -158,6 +163,20 @@ def _add_box_embeddings(checkpoint: Checkpoint) -> None:
     checkpoint.notices.append(
         "2 point embeddings (made before boxes): those of the box corners start at zero"
     )
+
+
+def lacks_drawing_channels(weights: Mapping[str, Tensor]) -> bool:
+    """Whether a network that draws its prompts was made before it took drawings."""
+    weight = weights.get(DRAWN)
+    return weight is not None and weight.ndim == 5 and weight.shape[1] == CHANNELS_BEFORE
+
+
+def _add_drawing_channels(checkpoint: Checkpoint) -> None:
+    """Such a network sees nothing of what is drawn."""
+    weights = checkpoint.state_dict
+    if lacks_drawing_channels(weights):
+        missing = PROMPT_CHANNELS - CHANNELS_BEFORE
+        weights[DRAWN] = F.pad(weights[DRAWN], (0, 0) * 3 + (0, missing))
 
 
 class _SkipInit(TorchFunctionMode):

@@ -18,6 +18,7 @@ from utils.inference.checkpoint import (
     CheckpointError,
     check_tensors,
     lacks_box_embeddings,
+    lacks_drawing_channels,
     read_checkpoint,
     read_plain,
 )
@@ -157,6 +158,11 @@ def read_state(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: made before boxes (2 point embeddings), so its run can't be resumed; begin "
             f"another one from it with --checkpoint"
+        )
+    if lacks_drawing_channels(content["model_state_dict"]):
+        raise CheckpointError(
+            f"{path}: made before scribbles and lassos, so its run can't be resumed; begin another "
+            f"one from it with --checkpoint"
         )
     return content
 
