@@ -227,6 +227,7 @@ def build_state(
     settings = adaptive_settings(checkpoint) if checkpoint else AdaptiveSettings()
     named = {key: getattr(args, key) for key in ("roi_factor", "roi_spacing")}
     settings = replace(settings, **{k: v for k, v in named.items() if v is not None})
+    settings = replace(settings, drawings=policy == "adaptive" and model.draws_prompts)
     state = TrainState(
         model, model_type, model_args, optimizer, scheduler, scaler, policy, settings
     )

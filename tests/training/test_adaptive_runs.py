@@ -50,11 +50,12 @@ def finished(tmp_path_factory, weights):
 def test_a_checkpoint_says_how_it_is_to_be_used(finished):
     checkpoint = read_checkpoint(finished / "run/sam_model_latest.pth")
     assert checkpoint.policy == "adaptive" and checkpoint.model_type == "hybrid_s"
-    assert adaptive_settings(checkpoint) == AdaptiveSettings(roi_factor=1.6)
+    assert adaptive_settings(checkpoint) == AdaptiveSettings(roi_factor=1.6, drawings=True)
     assert checkpoint.model_args["img_size"] == 32 and checkpoint.policy_args == {
         "roi_factor": 1.6,
         "roi_spacing": 1.5,
         "normalisation": "zscore",
+        "drawings": True,
     }
     assert 0 <= content_of(finished)["log"][-1]["val_DSC_Final"] <= 1
 
@@ -72,7 +73,7 @@ def test_a_run_goes_on_to_the_same_losses_with_its_settings(finished, weights, t
     result = train(begun, data, tmp_path / "more", *plain, "--roi_spacing=2")
     assert result.returncode == 0, result.stderr
     checkpoint = read_checkpoint(tmp_path / "more/run/sam_model_latest.pth")
-    assert adaptive_settings(checkpoint) == AdaptiveSettings(1.6, 2.0)
+    assert adaptive_settings(checkpoint) == AdaptiveSettings(1.6, 2.0, drawings=True)
 
 
 def test_a_run_of_another_recipe_is_not_resumed(finished, weights):

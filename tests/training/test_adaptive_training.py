@@ -20,12 +20,10 @@ from segment_anything.prompts import Box, Prompts
 from segment_anything.roi import crop_roi_averaged, crop_roi_nearest, normalise
 from utils.evaluation.simulated_prompts import middle_extent
 from utils.formats.prepared import write_prepared
-from utils.training import adaptive_dataset, adaptive_step, augmentation
+from utils.training import adaptive_dataset, adaptive_step, augmentation, drawings, object_shape
 from utils.training.adaptive_dataset import (
     AdaptiveDataset,
-    ObjectShape,
     box_points,
-    moved_box,
     perturbed_mask,
     signed_distance,
     source_of,
@@ -40,6 +38,7 @@ from utils.training.adaptive_step import (
 from utils.training.batch import collate
 from utils.training.clicks import error_clicks
 from utils.training.dataset import EpochSampler, find_cases, make_loader
+from utils.training.object_shape import ObjectShape, moved_box
 from utils.training.streams import Stream, stream
 
 SIZE, MASK_SIZE = 32, 16
@@ -69,7 +68,7 @@ def test_a_sample_is_what_inference_makes_of_the_same_prompts(tmp_path, plain):
     for epoch in range(60):
         rng = stream(Stream.SAMPLE, 0, epoch, 0)
         sample = dataset[(epoch, 0)]
-        points, labels, mask = sample.start
+        points, labels, mask, _ = sample.start
         i = rng.permutation(np.array([1, 2]))[0]  # as the dataset draws them
         label, whole = [2, 4, 9][i], dataset.items[0].label_boxes[i].T.astype(float)
         rng.random()
@@ -98,7 +97,7 @@ def test_prompts_follow_the_flips_and_turns(deformed, tmp_path, monkeypatch):
     kinds = Counter()
     for epoch in range(80):
         sample = dataset[(epoch, 0)]
-        points, labels, mask = (t[0].numpy() for t in sample.start)
+        points, labels, mask = (t[0].numpy() for t in sample.start[:3])
         truth = sample.truth[0, 0].numpy()
         kinds["begun"] += bool(mask.any())
         if 2 not in labels:
@@ -121,7 +120,7 @@ def test_a_sample_follows_from_seed_epoch_and_case(tmp_path, monkeypatch):
     write_native_cases(tmp_path, 2)
     first, same, other = (dataset_of(tmp_path, seed=seed)[(4, 1)] for seed in (0, 0, 1))
     assert torch.equal(first.image, same.image) and torch.equal(first.draws, same.draws)
-    assert all(torch.equal(a, b) for a, b in zip(first.start, same.start, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first.start[:3], same.start[:3], strict=True))
     assert not torch.equal(first.draws, other.draws)
 
 
@@ -167,10 +166,31 @@ def test_a_box_in_the_roi_is_the_challenges():
             assert points.tolist() == [[*box.start], [n - 1 for n in box.stop]]
 
 
+DRAWS = dict(settings=AdaptiveSettings(drawings=True))
+
+
+def test_a_third_of_the_samples_begins_with_a_drawing(tmp_path):
+    dataset = dataset_of(write_native_cases(tmp_path), **DRAWS)
+    samples = [dataset[(epoch, 0)] for epoch in range(120)]
+    drawn = [s for s in samples if s.start.drawings.any()]
+    assert 20 < len(drawn) < 55
+    kinds = [tuple(s.start.drawings[0].flatten(1).any(dim=1).tolist()) for s in drawn]
+    assert set(kinds) == {(True, False, False, False), (False, False, True, False)}
+    covered = []
+    for sample in drawn:
+        assert not (sample.start.labels >= 0).any() and sample.truth.any()
+        where = sample.start.drawings[0].any(dim=0)
+        truth = torch.nn.functional.max_pool3d(sample.truth[0].float(), 2)[0] > 0
+        covered.append((where & truth).sum() / where.sum())
+    assert min(covered) > 0.3 and np.mean(covered) > 0.75  # flipped and turned as the truth is
+    batch = collate(samples)
+    assert batch.start.drawings.shape == (120, 4, SIZE // 2, SIZE // 2, SIZE // 2)
+
+
 def test_samples_are_the_same_where_the_volumes_are_tensors(tmp_path, monkeypatch):
     """As on a GPU, but for the device."""
     monkeypatch.setattr(adaptive_dataset, "SPOILT", 0.3)
-    dataset = dataset_of(write_native_cases(tmp_path, 2))
+    dataset = dataset_of(write_native_cases(tmp_path, 2), **DRAWS)
     expected = [dataset[(epoch, epoch % 2)] for epoch in range(40)]
     for path, source in dataset._sources.items():
         held = torch.tensor(source.image), torch.tensor(source.gts)
@@ -191,7 +211,7 @@ def test_an_object_is_looked_at_once(tmp_path, monkeypatch):
         looked.append(args)
         return middle_extent(*args)
 
-    monkeypatch.setattr(adaptive_dataset, "middle_extent", record)
+    monkeypatch.setattr(object_shape, "middle_extent", record)
     for epoch in range(30):
         dataset[(epoch, 0)]
     assert len(looked) == 2  # labels of the case
@@ -209,7 +229,8 @@ def test_samples_are_filled_up_to_a_batch(tmp_path):
     dataset = dataset_of(write_native_cases(tmp_path))
     samples = [dataset[(epoch, 0)] for epoch in range(30)]
     assert {s.start[0].shape[1] for s in samples} == {1, 2}
-    points, labels, mask = collate(samples).start
+    points, labels, mask, drawn = collate(samples).start
+    assert drawn is None
     assert points.shape == (30, 2, 3) and labels.shape == (30, 2)
     assert mask.shape == (30, 1, MASK_SIZE, MASK_SIZE, MASK_SIZE)
     for i, sample in enumerate(samples):
@@ -257,8 +278,9 @@ def test_the_signed_distance_is_that_of_edt_up_to_a_limit():
 def test_the_rule_of_a_click_is_drawn_for_each_round(tmp_path, monkeypatch):
     step, batch = step_and_batch(tmp_path)
     batch.draws[:] = 0.99
-    batch.draws[1, 4] = batch.draws[2, 6] = batch.draws[2, 8] = 0.0  # rounds 2; 3 and 4
-    batch.draws[:, 0] = 0.0  # round 0, where there is something to correct
+    rules = batch.draws.unflatten(1, (ADAPTIVE_ROUNDS, -1))[..., 0]
+    rules[1, 2] = rules[2, 3] = rules[2, 4] = 0.0
+    rules[:, 0] = 0.0  # where there is something to correct
     asked = []
 
     def record(pred, truth, draws, is_centred):
@@ -271,10 +293,10 @@ def test_the_rule_of_a_click_is_drawn_for_each_round(tmp_path, monkeypatch):
     assert asked == [begun, [], [1], [2], [2], []]
 
 
-def step_and_batch(tmp_path, count=4):
+def step_and_batch(tmp_path, count=4, **options):
     torch.manual_seed(0)
     model = sam_model_registry3D["hybrid_s"](**TINY_HYBRID).train()
-    dataset = dataset_of(write_native_cases(tmp_path), mask_size=model.mask_size)
+    dataset = dataset_of(write_native_cases(tmp_path), mask_size=model.mask_size, **options)
     batch = collate([dataset[(epoch, 0)] for epoch in range(count)])
     return AdaptiveStep(model, DiceCELoss(sigmoid=True, squared_pred=True)), batch
 
@@ -283,7 +305,7 @@ def test_each_round_sees_all_clicks_before_it_and_the_binary_mask(tmp_path, monk
     step, batch = step_and_batch(tmp_path)
     seen, decode = [], step.model.decode
 
-    def record(embedding, points, mask_prompt):
+    def record(embedding, points, mask_prompt, drawings):
         seen.append((*points, mask_prompt, decode(embedding, points, mask_prompt=mask_prompt)))
         return seen[-1][-1]
 
@@ -405,10 +427,38 @@ def test_where_no_mask_is_to_be_corrected_the_first_round_has_the_prompts_alone(
     step, batch = step_and_batch(tmp_path, 2)
     counts, decode = [], step.model.decode
 
-    def record(embedding, points, mask_prompt):
+    def record(embedding, points, mask_prompt, drawings):
         counts.append((points[1] >= 0).sum(dim=1).tolist())
         return decode(embedding, points, mask_prompt=mask_prompt)
 
     monkeypatch.setattr(step.model, "decode", record)
     step.play(batch, {0})
     assert counts == [[n, n] for n in (2, 3, 4, 5, 6, 7)]
+
+
+def test_some_corrections_are_drawn_in_place_of_the_click(tmp_path, monkeypatch):
+    """They add up; the click of the round is padding then."""
+    step, batch = step_and_batch(tmp_path, **DRAWS)
+    draws = batch.draws.unflatten(1, (ADAPTIVE_ROUNDS, -1))
+    draws[:, :, 2] = 0.99  # clicks, but for a lasso and a scribble
+    draws[0, 2, 2], draws[1, 3, 2] = 0.0, drawings.LASSOED + 0.01
+    seen, decode = [], step.model.decode
+
+    def record(embedding, points, mask_prompt, drawings):
+        seen.append((points[1], drawings))
+        return decode(embedding, points, mask_prompt=mask_prompt, drawings=drawings)
+
+    monkeypatch.setattr(step.model, "decode", record)
+    step.play(batch, {0, 2, 3}).loss.backward()
+    assert step.model.mask_decoder.prompt_fine.weight.grad[:, 4:].abs().sum() > 0
+    first = batch.start.points.shape[1]
+    for i, (labels, drawn) in enumerate(seen):
+        added = drawn - (batch.start.drawings.float() if i == 0 else seen[i - 1][1])
+        assert (added >= 0).all()
+        changed = added.flatten(1).any(dim=1).nonzero()[:, 0].tolist()
+        assert changed == {2: [0], 3: [1]}.get(i, [])
+        if i > 0:
+            padding = (labels[:, first + i] < 0).nonzero()[:, 0].tolist()
+            assert padding == changed
+    lasso, scribble = (seen[5][1] - seen[0][1])[:2].flatten(2).any(dim=2).tolist()
+    assert not any(lasso[:2]) and any(lasso[2:]) and any(scribble[:2]) and not any(scribble[2:])

@@ -6,18 +6,18 @@ the device of the samples, of volumes that lie on it, without waiting for it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
-from segment_anything.adaptive import points_in
+from segment_anything.adaptive import drawings_in, points_in
 from segment_anything.bounds import AdaptiveSettings, choose_bounds, refinement_bounds, roi_of
-from segment_anything.prompts import Box, Click, Index3, Prompts
+from segment_anything.modeling.hybrid3D import DRAWING_CHANNELS
+from segment_anything.prompts import Click, Index3, Prompts
 from segment_anything.roi import (
     Roi,
     crop_roi_averaged,
@@ -25,27 +25,21 @@ from segment_anything.roi import (
     crop_tensor_nearest,
     normalise,
 )
-from utils.evaluation.simulated_prompts import (
-    Extent,
-    draw_shift,
-    largest_error_click,
-    middle_extent,
-    pixels_of_shift,
-)
+from utils.evaluation.simulated_prompts import draw_shift, pixels_of_shift
 from utils.formats.case import label_values
 from utils.formats.prepared import PreparedCase, boxes_and_counts, map_volumes
-from utils.training.adaptive_step import ADAPTIVE_ROUNDS
+from utils.training.adaptive_step import ADAPTIVE_ROUNDS, ROUND_DRAWS
 from utils.training.augmentation import change_intensities, deform, fields_of, spoil
 from utils.training.batch import Batch, Start
 from utils.training.clicks import squared_depth
 from utils.training.dataset import MIN_VOXELS, CaseDataset, Item
+from utils.training.object_shape import ObjectShape, first_drawing, moved_box, slice_sides
 from utils.training.streams import Stream, stream
 from utils.training.synthetic import make_case
 
 MAX_REPEATS = 24  # samples of a case in an epoch; its number of labels ^ (2 / 3) otherwise
-FULL_SLICES = 0.5  # of the boxes are moved as if the case were cut out of whole slices,
-FULL_SIDES = (128, 512)  # so many voxels wide and high; the others as in slices of the case's size
-WITHOUT_BOX = 0.15  # of the samples
+DRAWN = 0.3  # of the samples begin with a drawing, where the network takes them
+WITHOUT_BOX = 0.15  # of the others, with a click
 BEGUN = 0.25  # of the samples start from a perturbed mask
 REFINED = 0.15  # of the samples are refinement crops, and start from a perturbed mask
 DEFORMED = 0.5  # of those with a box that are no refinement crops
@@ -71,6 +65,7 @@ class View(NamedTuple):
         coarse_truth: (M, M, M) bool.
         points: (N, 3) float32, prompts in voxels (z, y, x) of the ROI.
         labels: (N,) int64, as for PromptEncoder3D.forward.
+        drawings: (DRAWING_CHANNELS, S/2, S/2, S/2) bool; None: the network takes none.
     """
 
     image: Tensor
@@ -78,64 +73,7 @@ class View(NamedTuple):
     coarse_truth: Tensor
     points: Tensor
     labels: Tensor
-
-
-@dataclass(frozen=True)
-class ObjectShape:
-    """What decides about the prompts of an object, found out when it is asked for.
-
-    Attributes:
-        gts: (D, H, W) labels.
-        label: The object.
-        bounds: (2, 3) its lower and upper edges along (z, y, x).
-        size: Voxels along the side of a cube on which it is looked at.
-    """
-
-    gts: np.ndarray
-    label: int
-    bounds: np.ndarray
-    size: int
-
-    @cached_property
-    def extent(self) -> Extent:
-        """That of the challenge's box."""
-        (z0, y0, x0), (z1, y1, x1) = self.bounds.astype(int).tolist()
-        return middle_extent(self.gts[z0:z1, y0:y1, x0:x1] == self.label, (z0, y0, x0))
-
-    @cached_property
-    def first_click(self) -> Index3:
-        """The voxel that the evaluator clicks at first."""
-        if not self._mask.any():
-            return self._middle
-        click = largest_error_click(self._mask, np.zeros_like(self._mask))
-        assert click is not None
-        return _original(self._roi, np.array(click.point))
-
-    @cached_property
-    def border(self) -> np.ndarray:
-        """(N, 3) int16 voxels of the cube at the object's border; none of a thin one."""
-        return np.argwhere(self._mask & ~ndimage.binary_erosion(self._mask)).astype(np.int16)
-
-    def border_voxel(self, rng: np.random.Generator) -> Index3:
-        """A random voxel near the border."""
-        if not len(self.border):
-            return self._middle
-        return _original(self._roi, self.border[rng.integers(len(self.border))])
-
-    @property
-    def _middle(self) -> Index3:
-        z, y, x = self.bounds.mean(axis=0).astype(int).tolist()
-        return z, y, x
-
-    @property
-    def _roi(self) -> Roi:
-        d, h, w = self.gts.shape
-        return roi_of(self.bounds, self.size, 1, (d, h, w))
-
-    @property
-    def _mask(self) -> np.ndarray:
-        """(N, N, N) bool, empty where it is thinner than the cube's grid."""
-        return crop_roi_nearest(self.gts, self._roi) == self.label
+    drawings: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -279,7 +217,8 @@ class AdaptiveDataset(CaseDataset):
         if self.mask_size != self.size:
             coarse = source.crop_label(label, roi.coarse(self.size // self.mask_size))
         points, labels = (torch.from_numpy(a).to(self.device) for a in points_in(prompts, roi))
-        return View(source.crop_image(roi, rng), truth, coarse, points, labels)
+        image, drawn = source.crop_image(roi, rng), self._drawings(prompts, roi)
+        return View(image, truth, coarse, points, labels, drawn)
 
     def _deformed_view(
         self, source: Source, label: int, roi: Roi, rng: np.random.Generator
@@ -296,12 +235,24 @@ class AdaptiveDataset(CaseDataset):
         stride = self.size // self.mask_size
         first = stride // 2
         coarse = truth[first::stride, first::stride, first::stride]
-        return View(image, truth, coarse, points, torch.tensor([2, 3], device=self.device))
+        labels = torch.tensor([2, 3], device=self.device)
+        return View(image, truth, coarse, points, labels, self._drawings(Prompts(), roi))
+
+    def _drawings(self, prompts: Prompts, roi: Roi) -> Tensor | None:
+        if not self.settings.drawings:
+            return None
+        drawn = drawings_in(prompts, roi)
+        if drawn is None:
+            half = [self.size // 2] * 3
+            return torch.zeros(DRAWING_CHANNELS, *half, dtype=torch.bool, device=self.device)
+        return torch.from_numpy(drawn).to(self.device)
 
     def _first_prompts(
         self, source: Source, shape: ObjectShape, rng: np.random.Generator
     ) -> tuple[Prompts, np.ndarray | None]:
-        """What the user says at first; without a box, maybe bounds of what was found before."""
+        """What the user says at first; with a click, maybe bounds of what was found before."""
+        if self.settings.drawings and rng.random() < DRAWN:
+            return Prompts(drawings=(first_drawing(shape, rng),)), None
         if rng.random() >= WITHOUT_BOX:
             return Prompts(moved_box(shape.extent, source.shape, rng)), None
         prompts = Prompts(None, (Click(shape.first_click, True),))
@@ -317,8 +268,12 @@ class AdaptiveDataset(CaseDataset):
         points[:, flipped] = self.size - 1 - points[:, flipped]
         if len(points) > 1:  # a box: its lower and upper corner, again
             points = points.sort(dim=0).values
-        draws = torch.from_numpy(rng.random((1, 2 * ADAPTIVE_ROUNDS)))
-        begin = Start(points[None, :, order], view.labels[None], start.contiguous())
+        drawn = view.drawings
+        if drawn is not None:
+            drawn = drawn.flip([1 + axis for axis in flipped])
+            drawn = drawn.permute([0, *(1 + axis for axis in order)])[None].contiguous()
+        draws = torch.from_numpy(rng.random((1, ADAPTIVE_ROUNDS * ROUND_DRAWS)))
+        begin = Start(points[None, :, order], view.labels[None], start.contiguous(), drawn)
         return Batch(image.contiguous(), truth.contiguous(), draws, (name,), {}, begin)
 
 
@@ -363,21 +318,6 @@ def synthetic_case(
 
 def _labels_in(path: Path) -> np.ndarray:
     return map_volumes(path)[1]
-
-
-def slice_sides(shape: Index3, rng: np.random.Generator) -> tuple[int, int]:
-    """Height and width of the slices that a box is made in: those of the case, or wider ones.
-
-    The challenge moves boxes the farther the larger the slices are.
-    """
-    side = int(rng.integers(*FULL_SIDES, endpoint=True)) if rng.random() < FULL_SLICES else 0
-    return max(side, shape[1]), max(side, shape[2])
-
-
-def moved_box(extent: Extent, shape: Index3, rng: np.random.Generator) -> Box:
-    """The challenge's box of an object in a volume (D, H, W)."""
-    sides = slice_sides(shape, rng)
-    return extent.box(pixels_of_shift(draw_shift(rng), sides), shape[1:])
 
 
 def box_points(truth: Tensor, moved: tuple[int, int]) -> Tensor:
@@ -426,10 +366,3 @@ def signed_distance(mask: Tensor) -> Tensor:
     """
     inside, outside = squared_depth(torch.stack([mask, ~mask]), reach=MAX_WRONG).float().sqrt()
     return inside - outside
-
-
-def _original(roi: Roi, voxel: np.ndarray) -> Index3:
-    """The original voxel nearest to one of a ROI."""
-    position = np.floor((voxel + roi.start + 0.5) * roi.step).astype(int)
-    z, y, x = np.clip(position, 0, np.array(roi.shape) - 1).tolist()
-    return z, y, x

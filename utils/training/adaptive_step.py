@@ -10,11 +10,13 @@ from torch import Tensor
 from segment_anything.modeling.sam3D import MASK_THRESHOLD
 from utils.training.batch import Batch
 from utils.training.clicks import Clicks, error_clicks
+from utils.training.drawings import DRAWS, drawn_corrections
 from utils.training.step import StepOutput, TrainingStep
 
 ADAPTIVE_ROUNDS = 6  # the first with the prompts of the sample, each other one with a click more
 GRADED_ROUNDS = 3  # have a gradient: the first, and others at random; the rest leads to them
 CENTRE_SHARE = 0.7  # of the clicks are the evaluator's, the others random error voxels
+ROUND_DRAWS = 4 + DRAWS  # numbers in [0, 1) that decide about a round
 IOU_WEIGHT = 0.1  # of the error of the predicted IoU in the loss
 
 
@@ -29,8 +31,8 @@ class AdaptiveStep(TrainingStep):
     def forward(self, batch: Batch, rng: np.random.Generator) -> StepOutput:
         """As TrainingStep.
 
-        `batch.draws` (B, 2 * ADAPTIVE_ROUNDS) decide, for each round, the rule of the click and the
-        voxel.
+        `batch.draws` (B, ADAPTIVE_ROUNDS * ROUND_DRAWS) decide, for each round, the rule of the
+        click, the voxel, and whether and how something is drawn there instead.
         """
         return self.play(batch, graded_rounds(rng))
 
@@ -46,25 +48,32 @@ class AdaptiveStep(TrainingStep):
         """
         assert batch.start is not None
         model, truth = self.model, batch.truth
-        points, labels, mask = batch.start
+        points, labels, mask, drawings = batch.start
         embedding = model.encode(batch.image)
         target = truth.float()
         is_begun = mask.flatten(1).any(dim=1)
         logits = F.interpolate(mask, size=batch.image.shape[-1]) - 0.5
-        rules, draws = batch.draws[:, 0::2], batch.draws[:, 1::2]
-        is_centred = rules < CENTRE_SHARE
+        draws = batch.draws.unflatten(1, (ADAPTIVE_ROUNDS, ROUND_DRAWS))
+        is_centred = draws[:, :, 0] < CENTRE_SHARE
         is_centred[:, 0] &= is_begun
+        drawings = None if drawings is None else drawings.float()
         losses, made = [], []
         for i in range(ADAPTIVE_ROUNDS):
             pred = logits > MASK_THRESHOLD
-            point, label = error_clicks(pred, truth, draws[:, i], is_centred[:, i])
-            if i == 0:  # padding, where no mask is to be corrected
-                label = torch.where(is_begun[:, None], label, -1)
+            point, label = error_clicks(pred, truth, draws[:, i, 1], is_centred[:, i])
+            is_corrected = is_begun if i == 0 else torch.ones_like(is_begun)
+            if drawings is not None:
+                drawn, is_drawn = drawn_corrections(pred, truth, point, label, draws[:, i, 2:])
+                drawings = torch.maximum(drawings, drawn * is_corrected.view(-1, 1, 1, 1, 1))
+                is_corrected = is_corrected & ~is_drawn
+            label = torch.where(is_corrected[:, None], label, -1)  # padding: no click
             made.append((point, label))
             points = torch.cat([points, point], dim=1)
             labels = torch.cat([labels, label], dim=1)
             with torch.set_grad_enabled(i in graded and torch.is_grad_enabled()):
-                low_res_mask, iou = model.decode(embedding, (points, labels), mask_prompt=mask)
+                low_res_mask, iou = model.decode(
+                    embedding, (points, labels), mask_prompt=mask, drawings=drawings
+                )
                 loss, logits = self.score(low_res_mask, target)
                 loss = loss + IOU_WEIGHT * F.mse_loss(iou.float(), iou_of(logits, truth))
             losses.append(loss)

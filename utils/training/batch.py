@@ -16,11 +16,13 @@ class Start(NamedTuple):
         points: (B, N, 3) and
         labels: (B, N), prompts as PromptEncoder3D.forward takes them.
         mask: (B, 1, M, M, M) of 0 and 1. One that is not empty is a prediction to be corrected.
+        drawings: (B, DRAWING_CHANNELS, S/2, S/2, S/2) bool; None: the network takes none.
     """
 
     points: Tensor
     labels: Tensor
     mask: Tensor
+    drawings: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,11 @@ class Batch:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         image, truth, draws = map(change, (self.image, self.truth, self.draws))
-        start = self.start and Start(*map(change, self.start))
+        start = self.start
+        if start is not None:
+            drawings = None if start.drawings is None else change(start.drawings)
+            points, labels, mask = map(change, start[:3])
+            start = Start(points, labels, mask, drawings)
         return replace(self, image=image, truth=truth, draws=draws, start=start)
 
 
@@ -69,11 +75,12 @@ def collate(samples: Sequence[Batch]) -> Batch:
 
 def _joined(starts: Sequence[Start]) -> Start:
     """Those of all samples, which have as many points by padding (label -1)."""
-    points, labels, masks = zip(*starts, strict=True)
+    points, labels, masks, drawings = zip(*starts, strict=True)
     count = max(kinds.shape[1] for kinds in labels)
     missing = [count - kinds.shape[1] for kinds in labels]
     return Start(
         torch.cat([F.pad(p, (0, 0, 0, n)) for p, n in zip(points, missing, strict=True)]),
         torch.cat([F.pad(k, (0, n), value=-1) for k, n in zip(labels, missing, strict=True)]),
         torch.cat(masks),
+        None if drawings[0] is None else torch.cat(drawings),
     )
