@@ -273,7 +273,7 @@ def build_run(
     if is_adaptive:
         sizes = (model.img_size, model.mask_size)
         dataset = AdaptiveDataset(
-            cases, *sizes, state.settings, seed, least, args.synthetic, device
+            cases, *sizes, state.settings, seed, least, args.synthetic, device, args.artefacts
         )
     else:
         dataset = RoiDataset(cases, model.img_size, seed, least)

@@ -18,9 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 import torch
-import torchio as tio
 from monai.losses import DiceCELoss
 from scipy.ndimage import zoom
 
@@ -64,7 +62,11 @@ TARGET_SPACING = 1.5  # mm
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    return network_parser(__doc__, repeats=5)
+    parser = network_parser(__doc__, repeats=5)
+    parser.add_argument(
+        "--steps_only", action="store_true", help="leave out what runs on the CPU anyway"
+    )
+    return parser
 
 
 def build(network: str, is_tiny: bool) -> Sam3D:
@@ -115,7 +117,8 @@ def measure_step(
 
 def compare_steps(args: argparse.Namespace) -> dict[int, float]:
     """Print the table; returns this network's seconds by batch size, with --save_memory."""
-    names = "seconds", "faster", "memory", "share", "losses differ by"
+    hours = "hours per 1000 samples"
+    names = "seconds", hours, "faster", "memory", "share", "losses differ by"
     print_header("step", "batch", "precision", *names)
     found = {}
     for batch, precision in STEPS[args.device]:
@@ -129,6 +132,7 @@ def compare_steps(args: argparse.Namespace) -> dict[int, float]:
                 batch,
                 precision,
                 f"{seconds:.2f}",
+                f"{1000 * seconds / batch / 3600:.2f}",
                 f"{their_seconds / seconds:.1f} x",
                 f"+{memory:.2f} GB",
                 f"{memory / their_memory:.2f}",
@@ -162,6 +166,9 @@ def per_second(work: Callable[[int], object], count: int) -> float:
 
 def original_dataset(folder: Path, side: int) -> Callable[[int], object]:
     """What the original's dataset class does for a sample, on NIfTI files at 1.5 mm."""
+    import SimpleITK as sitk  # a GPU box may do without
+    import torchio as tio
+
     images = sorted(folder.glob("*_image.nii.gz"))
     rng = np.random.default_rng(0)
     transform = tio.Compose(
@@ -173,7 +180,7 @@ def original_dataset(folder: Path, side: int) -> Callable[[int], object]:
     )
     normalise = tio.ZNormalization(masking_method=lambda x: x > 0)
 
-    def sample(i: int) -> tio.Subject:
+    def sample(i: int) -> object:
         path = images[i % len(images)]
         image, gts = (
             sitk.GetArrayFromImage(sitk.ReadImage(str(p)))
@@ -224,6 +231,8 @@ def compare_samples(folder: Path, shape: tuple[int, int, int], side: int, repeat
 
     `shape` is that of the volumes at 1.5 mm.
     """
+    import SimpleITK as sitk
+
     for seed in range(4):
         volumes = make_volume(seed, (max(shape),) * 3)
         image, gts = (volume[: shape[0], : shape[1], : shape[2]] for volume in volumes)
@@ -245,6 +254,8 @@ def compare_samples(folder: Path, shape: tuple[int, int, int], side: int, repeat
 def main(args: argparse.Namespace) -> None:
     print(f"{origin(args.device)}\n")
     steps = compare_steps(args)
+    if args.steps_only:
+        return
     torch.set_num_threads(1)
     shape, side = (TINY_SHAPE, TINY["img_size"]) if args.tiny else (SHAPE, 128)
     with tempfile.TemporaryDirectory() as raw, tempfile.TemporaryDirectory() as prepared:

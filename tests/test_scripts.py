@@ -32,6 +32,7 @@ from bench import (
     fuzz_reader,
 )
 from conftest import ROOT, SHAPE, TINY_HYBRID, case_arrays
+from runs import write_native_cases
 from utils.evaluation.protocol import play
 from utils.evaluation.report.folder import Folder
 from utils.evaluation.report.results import collect, write_segs
@@ -285,3 +286,34 @@ def test_benchmarks_run_as_commands(name, tmp_path):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     assert tables(result.stdout)
+
+
+@pytest.mark.slow
+def test_a_gpu_is_measured_with_one_command(tmp_path):
+    """Without one: the dry run; what it leaves is what the next one goes on from."""
+    data = write_native_cases(tmp_path / "data", 2)
+    environment = os.environ | {"PYTHON": sys.executable}
+
+    def measure(out: str, *options: str | Path) -> subprocess.CompletedProcess:
+        command = ["bash", ROOT / "bench/gpu.sh", "--dry-run", "--data", data, "--out", out]
+        return subprocess.run(
+            list(map(str, [*command, *options])),
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+
+    first = measure("first")
+    assert first.returncode == 0, first.stdout + first.stderr
+    encoder, processes, stages, steps, rates = tables(first.stdout)
+    assert len(steps) == 4 and rates[0][0] == "4" and float(rates[0][1]) > 0
+    assert "skipped" in first.stdout and "FAILED" not in first.stdout
+    left = {path.name for path in (tmp_path / "first").iterdir()}
+    assert left >= {"table.md", "training.log", "trained.safetensors", "sam_model_latest.pth.00"}
+    assert len(left) <= 8 and (tmp_path / "first/table.md").read_text() in first.stdout
+    second = measure("second", "--state", tmp_path / "first", "--minutes", "4")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "epochs 1..0" in (tmp_path / "second/training.log").read_text()
+    failed = measure("third", "--state", tmp_path / "nowhere.pth", "--minutes", "4")
+    assert failed.returncode == 1 and "## FAILED\n\ntraining" in failed.stdout

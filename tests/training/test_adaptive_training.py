@@ -48,13 +48,14 @@ def dataset_of(folder, **options):
     cases, failures = find_cases([folder], 20, is_native=True)
     assert not failures
     options = {"mask_size": MASK_SIZE, "settings": AdaptiveSettings(), "min_voxels": 20} | options
+    options = {"artefacts": 0.0} | options
     return AdaptiveDataset(cases, SIZE, **options)
 
 
 @pytest.fixture
 def plain(monkeypatch):
     """Samples with boxes, without jitter, start masks, crops, other axes, shapes or intensities."""
-    shares = "WITHOUT_BOX BEGUN REFINED DEFORMED SPOILT ROI_SCALE ROI_SHIFT PERMUTED".split()
+    shares = "WITHOUT_BOX BEGUN REFINED DEFORMED ROI_SCALE ROI_SHIFT PERMUTED".split()
     for name in shares:
         monkeypatch.setattr(adaptive_dataset, name, 0.0)
     monkeypatch.setattr(adaptive_dataset, "change_intensities", lambda image, rng: image)
@@ -187,10 +188,9 @@ def test_a_third_of_the_samples_begins_with_a_drawing(tmp_path):
     assert batch.start.drawings.shape == (120, 4, SIZE // 2, SIZE // 2, SIZE // 2)
 
 
-def test_samples_are_the_same_where_the_volumes_are_tensors(tmp_path, monkeypatch):
+def test_samples_are_the_same_where_the_volumes_are_tensors(tmp_path):
     """As on a GPU, but for the device."""
-    monkeypatch.setattr(adaptive_dataset, "SPOILT", 0.3)
-    dataset = dataset_of(write_native_cases(tmp_path, 2), **DRAWS)
+    dataset = dataset_of(write_native_cases(tmp_path, 2), **DRAWS, artefacts=0.3)
     expected = [dataset[(epoch, epoch % 2)] for epoch in range(40)]
     for path, source in dataset._sources.items():
         held = torch.tensor(source.image), torch.tensor(source.gts)

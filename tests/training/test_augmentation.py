@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from utils.training import augmentation
-from utils.training.augmentation import ARTEFACTS, INTENSITY, change_intensities, deform, spoil
+from utils.training.augmentation import INTENSITY, artefacts, change_intensities, deform, spoil
 
 SIDE = 36
 
@@ -35,9 +35,9 @@ def test_a_change_of_intensities_keeps_zeros_and_range(change, level, monkeypatc
     assert level is not None or not torch.allclose(changed, image, atol=1)
 
 
-@pytest.mark.parametrize("transform", ARTEFACTS.transforms_dict, ids=lambda t: t.name)
+@pytest.mark.parametrize("transform", artefacts().transforms_dict, ids=lambda t: t.name)
 def test_an_artefact_keeps_zeros_and_range_and_torchs_state(transform, monkeypatch):
-    monkeypatch.setattr(augmentation, "ARTEFACTS", transform)
+    monkeypatch.setattr(augmentation, "artefacts", lambda: transform)
     image, _ = blocks()
     given, before = image.clone(), torch.get_rng_state()
     first, same, other = (spoil(image, np.random.default_rng(seed)) for seed in (1, 1, 2))

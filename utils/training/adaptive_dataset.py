@@ -34,6 +34,7 @@ from utils.training.batch import Batch, Start
 from utils.training.clicks import squared_depth
 from utils.training.dataset import MIN_VOXELS, CaseDataset, Item
 from utils.training.object_shape import ObjectShape, first_drawing, moved_box, slice_sides
+from utils.training.options import ARTEFACTS
 from utils.training.streams import Stream, stream
 from utils.training.synthetic import make_case
 
@@ -44,7 +45,6 @@ BEGUN = 0.25  # of the samples start from a perturbed mask
 REFINED = 0.15  # of the samples are refinement crops, and start from a perturbed mask
 DEFORMED = 0.5  # of those with a box that are no refinement crops
 DEFORMED_MARGIN = 1 / 8  # of the ROI's sides, beyond it, from which a deformation takes voxels
-SPOILT = 0.08  # of the samples have an artefact
 ROI_SCALE = 0.2  # up to, as a power of e, along each axis
 ROI_SHIFT = 0.06  # of the ROI's sides
 PERMUTED = 0.3  # of the samples, in their axes
@@ -105,9 +105,9 @@ class Source:
             return torch.from_numpy(crop_roi_nearest(self.gts, roi) == label)
         return crop_tensor_nearest(self.held[1], roi) == label
 
-    def crop_image(self, roi: Roi, rng: np.random.Generator) -> Tensor:
-        """(S, S, S) of 0..255 on the device of the samples, some with an artefact."""
-        if rng.random() < SPOILT:
+    def crop_image(self, roi: Roi, artefacts: float, rng: np.random.Generator) -> Tensor:
+        """(S, S, S) of 0..255 on the device of the samples; a share has an artefact."""
+        if rng.random() < artefacts:
             spoilt = spoil(crop_roi_averaged(self.image, roi), rng)
             return spoilt if self.held is None else spoilt.to(self.held[0].device)
         return crop_roi_averaged(self.image if self.held is None else self.held[0], roi)
@@ -126,6 +126,7 @@ class AdaptiveDataset(CaseDataset):
         synthetic: Samples of an epoch from cases that are made for it, beside those of `cases`.
             Some have the shapes of one with many labels and about cubic voxels.
         device: Where samples are made; one that is not the CPU holds the volumes of all cases.
+        artefacts: Share of the samples that have an artefact of a scanner.
     """
 
     def __init__(
@@ -138,8 +139,10 @@ class AdaptiveDataset(CaseDataset):
         min_voxels: int = MIN_VOXELS,
         synthetic: int = 0,
         device: torch.device | str = "cpu",
+        artefacts: float = ARTEFACTS,
     ) -> None:
         super().__init__(cases, size, seed, min_voxels)
+        self.artefacts = artefacts
         self.mask_size, self.settings = mask_size, settings
         self.items = [case for case in cases for _ in range(self._repeats(case))]
         self.synthetic = synthetic
@@ -217,7 +220,7 @@ class AdaptiveDataset(CaseDataset):
         if self.mask_size != self.size:
             coarse = source.crop_label(label, roi.coarse(self.size // self.mask_size))
         points, labels = (torch.from_numpy(a).to(self.device) for a in points_in(prompts, roi))
-        image, drawn = source.crop_image(roi, rng), self._drawings(prompts, roi)
+        image, drawn = source.crop_image(roi, self.artefacts, rng), self._drawings(prompts, roi)
         return View(image, truth, coarse, points, labels, drawn)
 
     def _deformed_view(
@@ -227,7 +230,7 @@ class AdaptiveDataset(CaseDataset):
         margin = int(DEFORMED_MARGIN * self.size)
         z, y, x = (first - margin for first in roi.start)
         wide = replace(roi, size=self.size + 2 * margin, start=(z, y, x))
-        seen = source.crop_image(wide, rng), source.crop_label(label, wide)
+        seen = source.crop_image(wide, self.artefacts, rng), source.crop_label(label, wide)
         image, truth = deform(*seen, margin, rng)
         height, width = slice_sides(source.shape, rng)
         sides = round(height / roi.step[1]), round(width / roi.step[2])

@@ -5,28 +5,24 @@ On ROIs of S voxels a side, where they are; what is drawn follows from a generat
 
 import math
 from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchio as tio
 from torch import Tensor
 
 from utils.training.fields import RandomFields, blurred
+
+if TYPE_CHECKING:
+    import torchio as tio
 
 INVERTED = 0.15  # of the samples, in contrast
 MAX_ANGLE = 15.0  # degrees, about each axis
 MAX_SCALE = 0.15  # as a power of e, along each axis
 MAX_BEND = 0.06  # of the side, displacement of one standard deviation, over a third of the side
 MAX_RIPPLE = 0.015  # the same over an eighth of it
-# What a scanner does to a whole slice or stack, from its Fourier transform: TorchIO's, on the host.
-ARTEFACTS = tio.OneOf(
-    [
-        tio.RandomMotion(degrees=5, translation=3, num_transforms=1, copy=False),
-        tio.RandomGhosting(num_ghosts=(3, 7), intensity=(0.2, 0.6), copy=False),
-    ],
-    copy=False,
-)
 
 
 def gamma(fields: RandomFields, image: Tensor) -> Tensor:
@@ -82,12 +78,27 @@ def change_intensities(image: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def spoil(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """An (S, S, S) image of 0..255, in the memory of the host, with an artefact of a scanner."""
+    """An (S, S, S) image of 0..255, in the memory of the host, with an artefact of a scanner.
+
+    TorchIO's, of the Fourier transform: it is imported here, since a GPU box may do without.
+    """
+    import torchio as tio
+
     subject = tio.Subject(image=tio.ScalarImage(tensor=image[None].clone()))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(rng.integers(2**31)))
-        changed = ARTEFACTS(subject).image.data[0]
+        changed = artefacts()(subject).image.data[0]
     return torch.where(image > 0, changed.clamp(min=1e-3), 0.0)
+
+
+@cache
+def artefacts() -> "tio.Transform":
+    """A patient who moved, or ghosts along an axis."""
+    import torchio as tio
+
+    motion = tio.RandomMotion(degrees=5, translation=3, num_transforms=1, copy=False)
+    ghosting = tio.RandomGhosting(num_ghosts=(3, 7), intensity=(0.2, 0.6), copy=False)
+    return tio.OneOf([motion, ghosting], copy=False)
 
 
 def deform(

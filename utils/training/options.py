@@ -8,6 +8,8 @@ from utils.data_paths import img_datas
 from utils.options import int_from
 from utils.training.optimizer import OPTIMIZERS, SCHEDULERS
 
+ARTEFACTS = 0.08  # of the samples
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -97,6 +99,12 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         type=int_from(0, 10**9),
         default=0,
         help="adaptive: samples of an epoch from synthetic cases, beside those of --data",
+    )
+    loop.add_argument(
+        "--artefacts",
+        type=float,
+        default=ARTEFACTS,
+        help="adaptive: share of the samples with motion or ghosts, by TorchIO; 0: it isn't needed",
     )
     loop.add_argument("--num_epochs", type=count, default=200)
     loop.add_argument("--batch_size", type=count, default=6, help="per process")
