@@ -341,7 +341,7 @@ def one_process(tmp_path_factory, tiny_checkpoint) -> tuple[Path, list[str]]:
     return folder / "out", options
 
 
-@pytest.mark.parametrize("launcher", ["jobs", "torchrun"])
+@pytest.mark.parametrize("launcher", ["jobs", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_two_processes_give_what_one_does(launcher, one_process, tmp_path):
     out, options = one_process
     options = [*options, "--outputs", str(tmp_path)]
