@@ -270,12 +270,11 @@ class Tally:
         is_bad = [not math.isfinite(value) for value in (loss + open_loss, gradients)]
         losses_bad, gradients_bad = processes.sum([float(flag) for flag in is_bad])
         if losses_bad or gradients_bad:
-            what = "loss" if losses_bad else "gradient"
+            what = "the gradient is not finite in epoch"
+            if losses_bad:
+                what = "the loss is not finite in epoch"
             names = [name for names in processes.gather(self._names) for name in names]
-            raise TrainingError(
-                f"the {what} is not finite in epoch {progress.epoch}, on the cases "
-                f"{', '.join(names)}"
-            )
+            raise TrainingError(f"{what} {progress.epoch}, on the cases {', '.join(names)}")
         loss, score = processes.sum([loss, score])
         progress.loss_sum += loss / processes.count
         progress.dice_sum += score / processes.count
