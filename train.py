@@ -26,6 +26,7 @@ from segment_anything import __version__
 from segment_anything.bounds import AdaptiveSettings
 from utils.formats.atomic import atomic_copy
 from utils.formats.case import CaseError, read_geometry
+from utils.formats.label_map import find_label_maps
 from utils.inference.checkpoint import Checkpoint, adaptive_settings
 from utils.runtime.device import choose_precision, show_gpus
 from utils.runtime.distributed import Processes, join_processes
@@ -170,7 +171,7 @@ def check_options(args: argparse.Namespace, folder: Path) -> None:
     """Raises ValueError if options do not fit each other or the folder of the run."""
     if args.val_cases:
         check_val_cases(args.val_cases)
-    for name in ("synthetic", "roi_factor", "roi_spacing"):
+    for name in ("synthetic", "roi_factor", "roi_spacing", "shapes", "weigh"):
         if getattr(args, name) and args.recipe != "adaptive":
             raise ValueError(f"--{name}: expected --recipe adaptive, got {args.recipe}")
     if (folder / LATEST).exists() and not args.resume:
@@ -273,7 +274,16 @@ def build_run(
     if is_adaptive:
         sizes = (model.img_size, model.mask_size)
         dataset = AdaptiveDataset(
-            cases, *sizes, state.settings, seed, least, args.synthetic, device, args.artefacts
+            cases,
+            *sizes,
+            state.settings,
+            seed,
+            least,
+            args.synthetic,
+            find_label_maps(args.shapes or ()),
+            dict(args.weigh or ()),
+            device,
+            args.artefacts,
         )
     else:
         dataset = RoiDataset(cases, model.img_size, seed, least)

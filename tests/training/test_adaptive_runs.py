@@ -1,5 +1,7 @@
 """Whole runs of the adaptive recipe."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -89,20 +91,47 @@ def test_other_samples_do_not_go_on_within_an_epoch():
         return options_of(args) | {"processes": 1}
 
     saved = options()
-    older = {k: v for k, v in saved.items() if k != "synthetic"}  # before there was the option
+    # Before there were these options.
+    older = {k: v for k, v in saved.items() if k not in ("synthetic", "shapes", "weigh")}
     for args in (saved, older):
         content = {"args": args, "step": 3}
         check_resumed(content, options(), "hybrid_s", 32)
         with pytest.raises(ValueError, match="within an epoch of synthetic 0"):
             check_resumed(content, options("--synthetic=4"), "hybrid_s", 32)
+        with pytest.raises(ValueError, match="within an epoch of weigh None"):
+            check_resumed(content, options("--weigh", "data=2"), "hybrid_s", 32)
         check_resumed(content | {"step": 0}, options("--synthetic=4"), "hybrid_s", 32)
 
 
-@pytest.mark.parametrize("option", ["synthetic", "roi_factor", "roi_spacing"])
+def test_label_maps_and_factors_are_used_and_recorded(finished, weights, tmp_path):
+    shapes = tmp_path / "maps/some.npz"
+    shapes.parent.mkdir()
+    names = json.dumps({"4": "liver", "9": "aorta"})
+    _, gts = native_volumes()
+    np.savez(shapes, gts=gts, spacing=np.array(NATIVE_SPACING[::-1]), names=np.array(names))
+    given = ("--shapes", str(shapes.parent), str(shapes), "--weigh", "data=2")
+    data = finished / "data"
+    result = train(weights, data, tmp_path, *OPTIONS, *given)
+    assert result.returncode == 0, result.stderr
+    saved = content_of(tmp_path)["args"]
+    assert saved["shapes"] == [str(shapes.parent), str(shapes)] and saved["weigh"] == [["data", 2]]
+    for wrong, message in (
+        (("--weigh", "date=2"), "expected factors for data, got date"),
+        (("--shapes", str(data / "0.npz"), str(tmp_path / "no.npz")), "No such file"),
+    ):
+        result = train(weights, data, tmp_path / "wrong", *OPTIONS, *wrong)
+        assert result.returncode == 2 and message in result.stderr
+    with pytest.raises(SystemExit):
+        get_args_parser().parse_args(["--weigh", "data=0"])
+
+
+@pytest.mark.parametrize(
+    "option", ["synthetic=2", "roi_factor=2", "roi_spacing=2", "shapes=maps", "weigh=data=2"]
+)
 def test_its_options_need_the_adaptive_recipe(option, weights, finished, tmp_path):
-    result = train(weights, finished / "data", tmp_path, f"--{option}=2")
+    result = train(weights, finished / "data", tmp_path, f"--{option}")
     assert result.returncode == 2
-    assert f"--{option}: expected --recipe adaptive, got published" in result.stderr
+    assert f"--{option.split('=')[0]}: expected --recipe adaptive, got published" in result.stderr
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ def test_a_sample_is_what_inference_makes_of_the_same_prompts(tmp_path, plain):
         sample = dataset[(epoch, 0)]
         points, labels, mask, _ = sample.start
         i = rng.permutation(np.array([1, 2]))[0]  # as the dataset draws them
-        label, whole = [2, 4, 9][i], dataset.items[0].label_boxes[i].T.astype(float)
+        label, whole = [2, 4, 9][i], dataset.cases[0].label_boxes[i].T.astype(float)
         rng.random()
         box = moved_box(ObjectShape(gts, label, whole, MASK_SIZE).extent, NATIVE_SHAPE, rng)
         bounds = choose_bounds(
@@ -145,7 +145,7 @@ def test_a_field_that_moves_nothing_gives_the_view_of_inference(tmp_path, plain,
     for name in ("MAX_ANGLE", "MAX_SCALE", "MAX_BEND", "MAX_RIPPLE"):
         monkeypatch.setattr(augmentation, name, 0.0)
     dataset = dataset_of(write_native_cases(tmp_path))
-    source = source_of(dataset.items[0], *native_volumes(), torch.device("cpu"))
+    source = source_of(dataset.cases[0], *native_volumes(), torch.device("cpu"))
     roi = roi_of(np.array([[1.0, 3, 5], [22, 37, 45]]), SIZE, 2, NATIVE_SHAPE)
     view = dataset._deformed_view(source, 4, roi, np.random.default_rng(0))
     box = Box((4, 8, 10), (19, 33, 41))  # of the ellipsoid
@@ -221,7 +221,8 @@ def test_a_case_of_many_labels_comes_more_than_once(tmp_path):
     gts = np.arange(1, 101, dtype=np.uint8).repeat(30).reshape(25, 8, 15)
     write_prepared(tmp_path / "many.npz", gts, gts, NATIVE_SPACING, b"", is_native=True)
     write_native_cases(tmp_path)
-    names = Counter(case.path.name for case in dataset_of(tmp_path).items)
+    dataset = dataset_of(tmp_path)
+    names = Counter(dataset.case(0, i).path.name for i in range(len(dataset)))
     assert names == {"many.npz": 22, "0.npz": 2}
 
 

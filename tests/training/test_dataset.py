@@ -111,7 +111,7 @@ def test_small_labels_are_never_drawn_and_cases_of_them_left_out(tmp_path):
     gts[:5, :5, :4] = 1
     write_prepared(tmp_path / "small.npz", gts, gts, (1.5, 1.5, 1.5), b"")
     dataset = dataset_of(tmp_path, min_voxels=100)
-    assert [case.path.name for case in dataset.items] == ["both.npz"]
+    assert [case.path.name for case in dataset.cases] == ["both.npz"]
     assert all(dataset[(epoch, 0)].truth.sum() > 100 for epoch in range(20))
 
 

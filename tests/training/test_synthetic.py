@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from utils.formats.label_map import LabelMap
 from utils.formats.prepared import boxes_and_counts
 from utils.training import synthetic
 from utils.training.fields import RandomFields
@@ -53,18 +54,81 @@ def test_cases_are_as_varied_as_they_should_be():
     assert np.median(shown) > 0.3
 
 
-def test_shapes_of_a_real_case():
-    blocks = np.kron(np.arange(1, 28).reshape(3, 3, 3), np.ones((20, 24, 28))).astype(np.uint8)
+def blocks(names=None):
+    """27 blocks, labels 1 to 27."""
+    gts = np.kron(np.arange(1, 28).reshape(3, 3, 3), np.ones((20, 24, 28))).astype(np.uint8)
+    return LabelMap(gts, names or {})
+
+
+def test_shapes_of_a_label_map():
     asked = []
 
     def labels():
         asked.append(1)
-        return blocks
+        return blocks()
 
     counts = [len(np.unique(make(seed, [labels]).gts)) for seed in range(30)]
-    assert 4 <= len(asked) <= 20 and max(counts) > 5  # REAL_SHAPES of them
-    whole = synthetic.deformed_labels(fields_of(), synthetic.deformed_grid(fields_of(1)), labels)
-    assert set(torch.unique(whole).tolist()) == set(range(int(whole.max()) + 1))
+    assert 8 <= len(asked) <= 22 and max(counts) > 5  # MAPPED of them
+    grid = synthetic.deformed_grid(fields_of(1))
+    whole, names = synthetic.deformed_labels(fields_of(), grid, blocks())
+    assert set(torch.unique(whole).tolist()) == set(range(int(whole.max()) + 1)) and not names
+
+
+def test_names_stay_with_their_labels():
+    called = {i: f"block {i}" for i in range(1, 28) if i != 14}
+    grid = synthetic.deformed_grid(fields_of(1))
+    for seed in range(6):
+        plain, _ = synthetic.deformed_labels(fields_of(seed), grid, blocks())
+        gts = blocks().gts
+        one = LabelMap((gts == 5).astype(np.uint8), {1: "the fifth"})
+        alone, its_name = synthetic.deformed_labels(fields_of(seed), grid, one)
+        labels, names = synthetic.deformed_labels(fields_of(seed), grid, blocks(called))
+        assert torch.equal(labels, plain) and "block 14" not in names.values()
+        if alone.any():
+            assert its_name == {1: "the fifth"}
+            (label,) = (k for k, name in names.items() if name == "block 5")
+            assert torch.equal(labels == label, alone == 1)
+
+
+def test_lesions_lie_within_an_object():
+    fields = fields_of(3)
+    grid = synthetic.deformed_grid(fields)
+    labels, _ = synthetic.deformed_labels(fields, grid, blocks())
+    found = 0
+    for _ in range(10):
+        marked = synthetic.with_lesions(fields, grid, labels)
+        assert torch.equal(marked == 0, labels == 0)
+        for value in range(int(labels.max()) + 1, int(marked.max()) + 1):
+            found += 1
+            inside = marked == value
+            assert not inside.any() or len(torch.unique(labels[inside])) == 1
+    assert found >= 10
+    nothing = torch.zeros_like(labels)
+    assert torch.equal(synthetic.with_lesions(fields, grid, nothing), nothing)
+
+
+def test_a_map_of_named_tissues_is_painted_as_ct(monkeypatch):
+    """Vessels filled with contrast agent are brighter than muscle, which is brighter than fat."""
+    monkeypatch.setattr(synthetic, "MAPPED", 1.0)
+    monkeypatch.setattr(synthetic, "PAINTED", 1.0)
+    monkeypatch.setattr(synthetic, "LESIONS", 0.0)
+    monkeypatch.setattr(synthetic, "DISTRACTORS", 0.0)
+    calls = []
+    painted = synthetic.scanned_ct
+
+    def scanned(fields, labels, names):
+        image = painted(fields, labels, names)
+        calls.append({name: float(image[labels == k].mean()) for k, name in names.items()})
+        return image
+
+    monkeypatch.setattr(synthetic, "scanned_ct", scanned)
+    named = {1: "left_psoas_muscle", 14: "abdominal_fat", 27: "Femur"}
+    gts = blocks().gts
+    for seed in range(12):
+        make(seed, [lambda: LabelMap(np.where(np.isin(gts, list(named)), gts, 0), named)])
+    both = [c for c in calls if {"left_psoas_muscle", "abdominal_fat"} <= set(c)]
+    assert len(calls) == 12 and both
+    assert all(c["left_psoas_muscle"] >= c["abdominal_fat"] for c in both)
 
 
 @pytest.mark.parametrize("style", synthetic.STYLES, ids=lambda style: style.__name__)

@@ -80,7 +80,7 @@ def read_labelled_case(path: Path, truth_path: Path | None = None) -> LabelledCa
     with open_npz(truth_path or path) as archive:
         truth, labels = _parse_truth(archive)
     with open_npz(path) as archive:
-        spacing = _check_spacing(read_array(archive, "spacing"))
+        spacing = check_spacing(read_array(archive, "spacing"))
         image = _check_image(read_array(archive, "imgs"))
         _check_same_shape(truth, image)
         boxes = read_objects(archive, "boxes")
@@ -104,9 +104,9 @@ def read_volumes(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[float, float
         OSError: It can't be read.
     """
     with open_npz(path) as archive:
-        spacing = _check_spacing(read_array(archive, "spacing"))
+        spacing = check_spacing(read_array(archive, "spacing"))
         image = _check_image(read_array(archive, "imgs"))
-        gts = _check_gts(read_array(archive, "gts"))
+        gts = check_gts(read_array(archive, "gts"))
         _check_same_shape(gts, image)
     return image, gts, spacing
 
@@ -119,7 +119,7 @@ def read_geometry(path: Path) -> tuple[Index3, int, tuple[float, float, float]]:
         OSError: It can't be read.
     """
     with open_npz(path) as archive:
-        spacing = _check_spacing(read_array(archive, "spacing"))
+        spacing = check_spacing(read_array(archive, "spacing"))
         shape, _ = read_form(archive, "imgs")
         gts_shape, dtype = read_form(archive, "gts")
         if len(shape) != 3 or gts_shape != shape:
@@ -205,7 +205,7 @@ def write_round(
 
 def _parse_truth(archive: zipfile.ZipFile) -> tuple[np.ndarray, tuple[int, ...]]:
     """(D, H, W) uint8 with labels 1, 2, ..., and what the file calls them."""
-    truth = _check_gts(read_array(archive, "gts"))
+    truth = check_gts(read_array(archive, "gts"))
     values = label_values(truth)
     if not 1 <= len(values) <= MAX_OBJECTS:
         raise CaseError(f"expected 1 to {MAX_OBJECTS} objects in gts, got {len(values)}")
@@ -216,7 +216,7 @@ def _parse_truth(archive: zipfile.ZipFile) -> tuple[np.ndarray, tuple[int, ...]]
     return seg, tuple(int(value) for value in values)
 
 
-def _check_gts(truth: np.ndarray | None) -> np.ndarray:
+def check_gts(truth: np.ndarray | None) -> np.ndarray:
     if truth is None:
         raise CaseError("expected gts, got none")
     if truth.ndim != 3 or truth.size == 0 or truth.dtype.kind not in "bui":
@@ -254,7 +254,7 @@ def number_labels(seg: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _parse_case(name: str, archive: zipfile.ZipFile) -> Case:
-    spacing = _check_spacing(read_array(archive, "spacing"))
+    spacing = check_spacing(read_array(archive, "spacing"))
     boxes, clicks, order = (
         read_objects(archive, key) for key in ("boxes", "clicks", "clicks_order")
     )
@@ -298,7 +298,7 @@ def _parse_case(name: str, archive: zipfile.ZipFile) -> Case:
     return Case(name, image, spacing, tuple(prompts), rounds, prev_pred)
 
 
-def _check_spacing(stored: np.ndarray | None) -> tuple[float, float, float]:
+def check_spacing(stored: np.ndarray | None) -> tuple[float, float, float]:
     """Stored (x, y, z) -> (z, y, x): a (63, 512, 512) case of AMOS stores [0.846 0.846 5.0]."""
     if stored is None:
         raise CaseError("expected spacing, got none")

@@ -16,6 +16,7 @@ import numpy as np
 from utils.formats import safe_pickle
 
 MAX_VOLUME_BYTES = 4 * 2**30  # one array, unpacked
+MAX_TEXT_BYTES = 2**22  # a string, four bytes a character
 
 # What zipfile raises for a damaged, encrypted or otherwise unreadable archive.
 _BROKEN_ZIP = (
@@ -78,6 +79,20 @@ def read_form(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], np.d
     with archive.open(f"{key}.npy") as file:
         shape, _, dtype, _ = _read_form(archive, key, file)
     return shape, dtype
+
+
+def read_text(archive: zipfile.ZipFile, key: str) -> str | None:
+    """A single string, saved as an array of it, or None."""
+    if f"{key}.npy" not in archive.namelist():
+        return None
+    with archive.open(f"{key}.npy") as file:
+        shape, _, dtype, size = _read_header(archive, key, file)
+        if shape or dtype.kind != "U" or size != dtype.itemsize or size > MAX_TEXT_BYTES:
+            raise CaseError(
+                f"{key}: expected a string of at most {MAX_TEXT_BYTES} bytes, got {shape} of "
+                f"{dtype}"
+            )
+        return str(np.frombuffer(file.read(), dtype)[0]) if size else ""
 
 
 def map_array(path: Path, archive: zipfile.ZipFile, key: str) -> np.ndarray:

@@ -4,7 +4,7 @@ Where to look is decided on the host, from the prepared cases' files; what is se
 the device of the samples, of volumes that lie on it, without waiting for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -27,10 +27,12 @@ from segment_anything.roi import (
 )
 from utils.evaluation.simulated_prompts import draw_shift, pixels_of_shift
 from utils.formats.case import label_values
+from utils.formats.label_map import LabelMap, read_label_map
 from utils.formats.prepared import PreparedCase, boxes_and_counts, map_volumes
 from utils.training.adaptive_step import ADAPTIVE_ROUNDS, ROUND_DRAWS
 from utils.training.augmentation import change_intensities, deform, fields_of, spoil
 from utils.training.batch import Batch, Start
+from utils.training.case_mix import CaseMix
 from utils.training.clicks import squared_depth
 from utils.training.dataset import MIN_VOXELS, CaseDataset, Item
 from utils.training.object_shape import ObjectShape, first_drawing, moved_box, slice_sides
@@ -38,7 +40,7 @@ from utils.training.options import ARTEFACTS
 from utils.training.streams import Stream, stream
 from utils.training.synthetic import make_case
 
-MAX_REPEATS = 24  # samples of a case in an epoch; its number of labels ^ (2 / 3) otherwise
+MAX_REPEATS = 24  # samples of a case by itself; its number of labels ^ (2 / 3) otherwise
 DRAWN = 0.3  # of the samples begin with a drawing, where the network takes them
 WITHOUT_BOX = 0.15  # of the others, with a click
 BEGUN = 0.25  # of the samples start from a perturbed mask
@@ -52,6 +54,7 @@ MIN_IN_ROI = 30  # voxels of the object, of the ROI
 MAX_WRONG = 12  # voxels by which the border of a perturbed mask is wrong at most
 PER_SYNTHETIC = 4  # samples of a synthetic case, which takes as long to make as they do
 MAX_HELD = 256  # synthetic cases in memory, of each process; 1.5 MB each
+MAX_MAPS = 32  # label maps in memory, of each process; about 10 MB each
 MIN_SHAPES = 20  # labels of a case that gives its shapes to synthetic ones
 MAX_OBLONG = 1.5  # of its voxels
 
@@ -124,7 +127,10 @@ class AdaptiveDataset(CaseDataset):
         seed: For all that is drawn.
         min_voxels: Labels must have more.
         synthetic: Samples of an epoch from cases that are made for it, beside those of `cases`.
-            Some have the shapes of one with many labels and about cubic voxels.
+            Some have the shapes of label maps.
+        shapes: Files of these (read_label_map), some maybe more than once; default: cases that
+            have many labels and about cubic voxels.
+        factors: For CaseMix.
         device: Where samples are made; one that is not the CPU holds the volumes of all cases.
         artefacts: Share of the samples that have an artefact of a scanner.
     """
@@ -138,20 +144,29 @@ class AdaptiveDataset(CaseDataset):
         seed: int = 0,
         min_voxels: int = MIN_VOXELS,
         synthetic: int = 0,
+        shapes: Sequence[Path] = (),
+        factors: Mapping[str, float] | None = None,
         device: torch.device | str = "cpu",
         artefacts: float = ARTEFACTS,
     ) -> None:
         super().__init__(cases, size, seed, min_voxels)
         self.artefacts = artefacts
         self.mask_size, self.settings = mask_size, settings
-        self.items = [case for case in cases for _ in range(self._repeats(case))]
+        self.mix = CaseMix(cases, [self._repeats(case) for case in cases], factors)
         self.synthetic = synthetic
-        self.shapes = tuple(case.path for case in cases if has_shapes(case))
+        self.shapes = tuple(shapes) or tuple(case.path for case in cases if has_shapes(case))
         self.device = torch.device(device)
         self._sources: dict[Path, Source] = {}
 
     def __len__(self) -> int:
-        return len(self.items) + self.synthetic
+        return self.real_count + self.synthetic
+
+    @property
+    def real_count(self) -> int:
+        return len(self.mix)
+
+    def case(self, epoch: int, index: int) -> PreparedCase:
+        return self.mix.case(epoch, index)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what has been read and found out."""
@@ -159,14 +174,14 @@ class AdaptiveDataset(CaseDataset):
 
     def __getitem__(self, item: Item) -> Batch:
         epoch, index = item
-        if index >= len(self.items):
+        if index >= self.real_count:
             rng = stream(Stream.SAMPLE, self.seed, epoch, index)
-            number = (index - len(self.items)) // PER_SYNTHETIC
+            number = (index - self.real_count) // PER_SYNTHETIC
             made = synthetic_case(self.seed, epoch, number, self.shapes, self.device)
             batch = self._sample_of(made, rng)
             if batch is not None:
                 return batch
-            index = int(rng.integers(len(self.items)))
+            index = int(rng.integers(self.real_count))
         return super().__getitem__((epoch, index))
 
     def _repeats(self, case: PreparedCase) -> int:
@@ -306,12 +321,12 @@ def synthetic_case(
         seed: With epoch and number, decides what is made.
         epoch: In which it is seen.
         number: Counts the cases of the epoch.
-        shapes: Prepared cases whose labels may give the shapes.
+        shapes: Files of label maps that may give the shapes.
         device: Where it is made.
     """
     rng = stream(Stream.SYNTHETIC, seed, epoch, number)
-    real_labels = [partial(_labels_in, path) for path in shapes]
-    made = make_case(int(rng.integers(2**32)), real_labels, device=device)
+    maps = [partial(_label_map, path) for path in shapes]
+    made = make_case(int(rng.integers(2**32)), maps, device=device)
     labels = label_values(made.gts)
     boxes, counts = boxes_and_counts(made.gts, labels)
     path = Path(f"synthetic case {number} of epoch {epoch}")
@@ -319,8 +334,9 @@ def synthetic_case(
     return source_of(case, made.image, made.gts, device)
 
 
-def _labels_in(path: Path) -> np.ndarray:
-    return map_volumes(path)[1]
+@lru_cache(maxsize=MAX_MAPS)
+def _label_map(path: Path) -> LabelMap:
+    return read_label_map(path)
 
 
 def box_points(truth: Tensor, moved: tuple[int, int]) -> Tensor:

@@ -73,11 +73,20 @@ class CaseDataset(Dataset):
         seed: int = 0,
         min_voxels: int = MIN_VOXELS,
     ) -> None:
-        self.items = list(cases)
+        self.cases = list(cases)
         self.size, self.seed, self.min_voxels = size, seed, min_voxels
 
     def __len__(self) -> int:
-        return len(self.items)
+        return self.real_count
+
+    @property
+    def real_count(self) -> int:
+        """Samples of an epoch that are of the cases."""
+        return len(self.cases)
+
+    def case(self, epoch: int, index: int) -> PreparedCase:
+        """That of one of these samples."""
+        return self.cases[index]
 
     def __getitem__(self, item: Item) -> Batch:
         """The sample of an epoch and an index, or that of the next index that can be used.
@@ -86,9 +95,9 @@ class CaseDataset(Dataset):
         """
         epoch, first = item
         failures = {}
-        count = len(self.items)
+        count = self.real_count
         for index in range(first, first + count):
-            case = self.items[index % count]
+            case = self.case(epoch, index % count)
             rng = stream(Stream.SAMPLE, self.seed, epoch, index % count)
             try:
                 batch = self.sample(case, rng)

@@ -1,6 +1,7 @@
 """The options of train.py."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,24 @@ def path_if_any(text: str) -> Path | None:
     return Path(text) if text else None
 
 
+def factor(text: str) -> tuple[str, float]:
+    """NAME=FACTOR -> both."""
+    name, _, number = text.rpartition("=")
+    if not name or not 0 < float(number) < math.inf:
+        raise argparse.ArgumentTypeError(f"expected FOLDER=FACTOR, above 0, got {text}")
+    return name, float(number)
+
+
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """The options as plain values, with the folders of the data."""
-    folders = args.data or [ROOT / folder for folder in img_datas]
-    options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    return options | {"data": [str(folder) for folder in folders]}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    options = vars(args) | {"data": args.data or [ROOT / folder for folder in img_datas]}
+    return {name: plain(value) for name, value in options.items()}
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +113,21 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         type=int_from(0, 10**9),
         default=0,
         help="adaptive: samples of an epoch from synthetic cases, beside those of --data",
+    )
+    loop.add_argument(
+        "--shapes",
+        type=Path,
+        nargs="+",
+        help="adaptive: label maps for synthetic cases, .npz files or folders of them (keys gts, "
+        "spacing and maybe names); given twice, used twice as often; default: cases of many labels",
+    )
+    loop.add_argument(
+        "--weigh",
+        type=factor,
+        nargs="+",
+        metavar="FOLDER=FACTOR",
+        help="adaptive: how much more often than others the cases of a folder, which is a data "
+        "set, are seen, such as MR_MSLesion=2",
     )
     loop.add_argument(
         "--artefacts",

@@ -195,6 +195,7 @@ def check_resumed(
     """
     saved = content.get("args")
     if isinstance(saved, dict):
+        saved = {"shapes": None, "weigh": None} | saved
         saved = {"recipe": "published", "optimizer": "adamw", "synthetic": 0} | saved
         for key in ("recipe", "optimizer"):
             if saved[key] != options[key]:
@@ -209,7 +210,8 @@ def check_resumed(
         )
     if not isinstance(saved, dict) or not content.get("step"):
         return
-    for key in ("batch_size", "accumulation_steps", "seed", "processes", "min_voxels", "synthetic"):
+    samples = ("seed", "min_voxels", "synthetic", "shapes", "weigh")
+    for key in ("batch_size", "accumulation_steps", "processes", *samples):
         if saved[key] != options[key]:
             raise ValueError(
                 f"--resume: the checkpoint lies within an epoch of {key} {saved[key]}, expected "

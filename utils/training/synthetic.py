@@ -2,10 +2,11 @@
 
 The idea is SynthSeg's (Billot et al., Medical Image Analysis 2023): contrasts that no scanner makes
 teach a network to follow the prompts and the edges, whatever the modality. Shapes are random
-(organs, shells, vessels, sheets, cells) or those of a real case, deformed.
+(organs, shells, vessels, sheets, cells) or those of a label map, deformed; one whose labels have
+names may be painted as CT.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,14 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.formats.label_map import LabelMap
 from utils.training.clicks import squared_depth
 from utils.training.fields import RandomFields, blurred
+from utils.training.tissues import is_known, painted_ct, windowed
 
 SIDE = 80  # voxels of the cube in which a case is made, before slices are thickened
 MAX_THICKNESS = 6  # of a slice, over the pixels in it
 DISTRACTORS = 0.2  # of the objects are in the image, but have no label
 NEAR = 4  # voxels of body round the objects, at least
-REAL_SHAPES = 0.4  # of the cases have the labels of a real case, where there are some
+MAPPED = 0.5  # of the cases have the labels of a map, where there are some
+PAINTED = 0.6  # of those with names of tissues look as CT shows these
+LESIONS = 0.4  # of the cases with labels of a map have some in its objects
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class SyntheticCase:
 
 def make_case(
     seed: int,
-    real_labels: Sequence[Callable[[], np.ndarray]] = (),
+    maps: Sequence[Callable[[], LabelMap]] = (),
     side: int = SIDE,
     device: torch.device | str = "cpu",
 ) -> SyntheticCase:
@@ -48,21 +53,26 @@ def make_case(
 
     Args:
         seed: 0 or more.
-        real_labels: Each returns a (D, H, W) map of labels, with about cubic voxels, that may
-            give the shapes.
+        maps: Each returns one that may give the shapes.
         side: Voxels along the sides of the cube in which it is made.
         device: To make it on.
     """
     fields = RandomFields(seed, side, torch.device(device))
     grid = deformed_grid(fields)
-    if real_labels and fields.happens(REAL_SHAPES):
-        labels = deformed_labels(fields, grid, real_labels[fields.integer(0, len(real_labels) - 1)])
+    names: Mapping[int, str] = {}
+    if maps and fields.happens(MAPPED):
+        labels, names = deformed_labels(fields, grid, maps[fields.integer(0, len(maps) - 1)]())
+        if fields.happens(LESIONS):
+            labels = with_lesions(fields, grid, labels)
     elif fields.happens(0.3):
         labels = cells(fields, grid)
     else:
         labels = organs(fields, grid)
-    style = STYLES[fields.integer(0, len(STYLES) - 1)]
-    image = style(fields, labels)
+    is_ct = is_known(names) and fields.happens(PAINTED)
+    if is_ct:
+        image = scanned_ct(fields, labels, names)
+    else:
+        image = scaled(STYLES[fields.integer(0, len(STYLES) - 1)](fields, labels))
     values = torch.unique(labels[labels > 0]).tolist()
     hidden = [value for value in values if fields.happens(DISTRACTORS)]
     if len(hidden) < len(values):
@@ -228,12 +238,16 @@ def cells(fields: RandomFields, grid: Tensor) -> Tensor:
 
 
 def deformed_labels(
-    fields: RandomFields, grid: Tensor, real_labels: Callable[[], np.ndarray]
-) -> Tensor:
-    """A random part of a real label map, turned, scaled and bent."""
-    whole = real_labels()
+    fields: RandomFields, grid: Tensor, label_map: LabelMap
+) -> tuple[Tensor, dict[int, str]]:
+    """A random part of a map, turned, scaled and bent.
+
+    Returns:
+        (N, N, N) labels without gaps, and the names of those that have one.
+    """
+    whole = label_map.gts
     shape = torch.tensor(whole.shape, device=fields.device)
-    width = fields.uniform(0.8, 2.0) * fields.side  # real voxels that the cube shows
+    width = fields.uniform(0.8, 2.0) * fields.side  # voxels of the map that the cube shows
     room = (shape - width).clamp(min=0)
     at = shape / 2 + room * fields.vector(-0.5, 0.5)
     order, signs = fields.numbers.permutation(3).tolist(), fields.numbers.choice([-1, 1], 3)
@@ -251,7 +265,23 @@ def deformed_labels(
     labels = torch.from_numpy(part.astype(np.int64)).to(fields.device)
     z, y, x = (i - a for i, a in zip(index, low, strict=True))
     values, numbers = torch.unique(labels[z, y, x] * inside, return_inverse=True)
-    return numbers + int(values[0] > 0)  # without gaps, and 0 stays 0
+    first = int(values[0] > 0)  # 0 stays 0
+    names = {
+        first + i: label_map.names[value]
+        for i, value in enumerate(values.tolist())
+        if value in label_map.names
+    }
+    return numbers + first, names
+
+
+def with_lesions(fields: RandomFields, grid: Tensor, labels: Tensor) -> Tensor:
+    """One to three lumps in objects, each a label of its own."""
+    places = torch.nonzero(labels)
+    for _ in range(fields.integer(1, 3) if len(places) else 0):
+        z, y, x = places[fields.integer(0, len(places) - 1)].tolist()
+        lump = blob(fields, grid, grid[:, z, y, x], fields.log_uniform(0.08, 0.3))[0]
+        labels = torch.where(lump & (labels == labels[z, y, x]), labels.max() + 1, labels)
+    return labels
 
 
 # Images
@@ -272,6 +302,15 @@ def painted(fields: RandomFields, labels: Tensor) -> Tensor:
         strength = fields.uniform(0, 0.2) * fields.vector(0, 1, len(greys))[tissues]
         image = image + strength * fields.smooth(fields.integer(fields.side // 8, fields.side))[0]
     return image
+
+
+def scanned_ct(fields: RandomFields, labels: Tensor, names: Mapping[int, str]) -> Tensor:
+    """(N, N, N) of 0..1: what CT shows of tissues that are named, through a window."""
+    image = painted_ct(fields, labels, names, in_body(fields, labels))
+    image = blurred(image, [fields.uniform(0.3, 1.0)] * 3)
+    noise = blurred(fields.normal(*image.shape), [fields.uniform(0.4, 1.0)] * 3)
+    image = image + fields.log_uniform(3, 30) * noise / noise.std()
+    return windowed(fields, image)
 
 
 def ct(fields: RandomFields, labels: Tensor) -> Tensor:
@@ -361,18 +400,22 @@ def is_border(labels: Tensor) -> Tensor:
     return border & (labels > 0)
 
 
+def scaled(image: Tensor) -> Tensor:
+    """To 0..1 between percentiles of what is above 0, which alone stays so."""
+    values = image[image > 0] if (image > 0).any() else image.flatten()
+    low, high = np.percentile(values.cpu().numpy(), (0.5, 99.5))
+    return ((image - low) / max(high - low, 1e-6)).clamp(0, 1) * (image > 0)
+
+
 def sliced(fields: RandomFields, image: Tensor, labels: Tensor) -> SyntheticCase:
-    """The cube in slices, thick ones in half of the cases, in grey values of 0..255."""
+    """The cube, of 0..1, in slices, thick ones in half of the cases."""
     thickness = fields.integer(2, MAX_THICKNESS) if fields.happens(0.5) else 1
     spacing = fields.log_uniform(0.4, 3.0)
     count = fields.side // thickness
     image = image[: count * thickness].unflatten(0, (count, thickness)).mean(dim=1)
     labels = labels[thickness // 2 :: thickness][:count]
-    values = image[image > 0] if (image > 0).any() else image.flatten()
-    low, high = np.percentile(values.cpu().numpy(), (0.5, 99.5))
-    grey = ((image - low) / max(high - low, 1e-6)).clamp(0, 1) * (image > 0)
     return SyntheticCase(
-        (255 * grey).round().to(torch.uint8).cpu().numpy(),
+        (255 * image).round().to(torch.uint8).cpu().numpy(),
         labels.cpu().numpy().astype(np.uint16),
         (spacing * thickness, spacing, spacing),
     )

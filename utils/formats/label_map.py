@@ -1,0 +1,73 @@
+"""Label maps without an image, which give synthetic training cases their shapes.
+
+A .npz file with the keys
+
+    gts             (D, H, W) = (z, y, x) labels from 0 on
+    spacing         3 numbers in mm, (x, y, z) as in the challenge
+    names           optional: a string, JSON of {label: name}, such as {"1": "liver"}
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from utils.formats.case import check_gts, check_spacing
+from utils.formats.npz import CaseError, open_npz, read_array, read_text
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Labels and what they are called.
+
+    Attributes:
+        gts: (D, H, W) = (z, y, x) labels from 0 on, of about cubic voxels.
+        names: In lower case, by label; of those that have one.
+    """
+
+    gts: np.ndarray
+    names: Mapping[int, str] = field(default_factory=dict)
+
+
+def find_label_maps(paths: Iterable[Path]) -> list[Path]:
+    """The files among these paths, and those in the folders among them, all readable.
+
+    Raises:
+        CaseError: One is no label map.
+        OSError: One can't be read.
+    """
+    files = [
+        file
+        for path in paths
+        for file in (sorted(path.rglob("*.npz")) if path.is_dir() else [path])
+    ]
+    for file in dict.fromkeys(files):
+        read_label_map(file)
+    return files
+
+
+def read_label_map(path: Path) -> LabelMap:
+    """Read a label map, thinned along the axes on which it is finer than on the others.
+
+    Raises:
+        CaseError: The file is not usable.
+        OSError: It can't be read.
+    """
+    with open_npz(path) as archive:
+        spacing = check_spacing(read_array(archive, "spacing"))
+        gts = check_gts(read_array(archive, "gts"))
+        text = read_text(archive, "names")
+        names = _names(text) if text is not None else {}
+    z, y, x = (slice(None, None, max(1, round(max(spacing) / mm))) for mm in spacing)
+    return LabelMap(np.ascontiguousarray(gts[z, y, x]), names)
+
+
+def _names(text: str) -> dict[int, str]:
+    try:
+        content = json.loads(text)
+        return {int(label): str(name).lower() for label, name in content.items()}
+    except (AttributeError, RecursionError, ValueError) as error:
+        message = f"names: expected JSON of {{label: name}}, got {text[:80]!r}"
+        raise CaseError(message) from error
