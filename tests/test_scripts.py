@@ -24,6 +24,7 @@ from bench import (
     bench_evaluate,
     bench_infer,
     bench_memory,
+    bench_prompts,
     bench_train,
     classical,
     common,
@@ -183,6 +184,25 @@ def test_adaptive_runs(run, monkeypatch, tmp_path, labelled, small_checkpoint):
     assert len(nuclei[0][-1].split()) == 6
     assert processes == [["case", "2.0 s", "0.5 GB"]]
     assert [row[2] for row in clicks] == ["fine", "coarse"] * 2
+
+
+def test_each_kind_of_prompt_is_played(run, labelled, small_checkpoint):
+    options = ("--cases", labelled, "--checkpoint", small_checkpoint, "--depths")
+    depths, kinds = run(bench_prompts, *options)
+    assert [row[1] for row in depths] == ["2"] * 3
+    assert [float(row[4]) for row in depths] == sorted((float(r[4]) for r in depths), reverse=True)
+    assert [row[0] for row in kinds] == list(bench_prompts.KINDS.values())
+    for row in kinds:
+        assert row[1] == "1" and [cell == "–" for cell in row[2:8]] == [False] * 5 + [
+            row[0] == "one click"
+        ]
+        assert row[8].endswith("% of 10")
+
+
+def test_without_cases_no_prompt_is_played(tmp_path, small_checkpoint, capsys):
+    args = ["--cases", str(tmp_path / "none"), "--checkpoint", str(small_checkpoint)]
+    assert bench_prompts.main(bench_prompts.get_args_parser().parse_args(args)) == 2
+    assert "expected cases in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("of_a_case", [True, False])

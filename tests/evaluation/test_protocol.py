@@ -3,13 +3,14 @@
 import csv
 import threading
 import time
+from dataclasses import replace
 
 import edt
 import numpy as np
 import pytest
 
 from seeded import DATA
-from segment_anything.prompts import Box, Click, Prompts
+from segment_anything.prompts import Box, Click, Drawing, Prompts
 from stand_in import stand_in
 from utils.evaluation.metrics import auc
 from utils.evaluation.protocol import RoundInput, RoundOutput, play, timed_predictor
@@ -195,3 +196,17 @@ def test_nsd_is_0_where_the_mean_dsc_of_the_case_is_low_though_an_object_is_righ
     labelled = LabelledCase(case, truth, tuple(range(1, 7)))
     played, _ = next(play(labelled, timed_predictor(lambda _: found)))
     assert played.scores[:, 0].tolist() == [1, 0, 0, 0, 0, 0] and not played.scores[:, 1:].any()
+
+
+def test_what_was_drawn_at_first_stays_when_clicks_follow():
+    drawing = Drawing((2, 3, 4), np.ones((1, 3, 2), bool), True, True)
+    case = labelled(A, B)
+    objects = tuple(replace(p, drawings=(drawing,)) for p in case.case.objects)
+    seen = []
+
+    def predict(given):
+        seen.append([(len(p.clicks), p.drawings) for p in given.case.objects])
+        return RoundOutput(np.zeros(SHAPE, np.uint8), 0.0)
+
+    list(play(replace(case, case=replace(case.case, objects=objects)), predict))
+    assert seen == [[(i, (drawing,))] * 2 for i in range(6)]

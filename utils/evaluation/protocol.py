@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from scipy import ndimage
 
-from segment_anything.prompts import Click, Prompts, Region
+from segment_anything.prompts import Click, Region
 from utils.evaluation.metrics import NSD_MIN_DSC, Spacing, dsc, nsd
 from utils.evaluation.simulated_prompts import largest_error_click
 from utils.formats.case import Case, LabelledCase
@@ -146,7 +146,7 @@ def _with_clicks(case: Case, clicks: tuple[Click | None, ...], prev_pred: np.nda
     objects = tuple(
         replace(prompts, is_right=True)
         if click is None
-        else Prompts(prompts.box, (*prompts.clicks, click))
+        else replace(prompts, clicks=(*prompts.clicks, click), is_right=False)
         for prompts, click in zip(case.objects, clicks, strict=True)
     )
     return replace(case, objects=objects, rounds=case.rounds + 1, prev_pred=prev_pred)

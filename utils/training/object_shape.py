@@ -23,7 +23,7 @@ from utils.training.drawings import DRAWS, lasso, scribble
 
 FULL_SLICES = 0.5  # of the boxes are moved as if the case were cut out of whole slices,
 FULL_SIDES = (128, 512)  # so many voxels wide and high; the others as in slices of the case's size
-SLICE_BOXES, SCRIBBLES = 0.4, 0.3  # of the first drawings; the others are lassos
+DRAWN_KINDS = {"box": 0.4, "scribble": 0.3, "lasso": 0.3}  # of the first drawings
 ACROSS = (0.6, 0.2, 0.2)  # of the first drawings lie in a slice across z, y and x
 SLICES = (0.25, 0.75)  # of those that hold the object, from which one is chosen
 BOX_EDGE = (-0.05, 0.1)  # of its side, by which an edge of a box in a slice lies outside
@@ -133,13 +133,19 @@ def moved_box(extent: Extent, shape: Index3, rng: np.random.Generator) -> Box:
     return extent.box(pixels_of_shift(draw_shift(rng), sides), shape[1:])
 
 
-def first_drawing(shape: ObjectShape, rng: np.random.Generator) -> Drawing:
-    """A box, a scribble or a lasso in a slice through an object's middle half."""
+def first_drawing(shape: ObjectShape, rng: np.random.Generator, kind: str = "") -> Drawing:
+    """What a hand draws at first, in a slice through an object's middle half.
+
+    Args:
+        shape: The object.
+        rng: Decides the slice, and how the hand draws.
+        kind: One of DRAWN_KINDS; default: one of them by its share.
+    """
+    kind = kind or str(rng.choice(list(DRAWN_KINDS), p=list(DRAWN_KINDS.values())))
     axis = int(rng.choice(3, p=ACROSS))
     start, part = shape.slice_part(axis, rng.uniform(*SLICES))
     flat = [i for i in range(3) if i != axis]
-    kind = rng.random()
-    if kind < SLICE_BOXES:
+    if kind == "box":
         outside = rng.uniform(*BOX_EDGE, (2, 2)) * part.shape
         low, high = (
             np.round(edges).astype(int) for edges in (-outside[0], part.shape + outside[1])
@@ -147,13 +153,10 @@ def first_drawing(shape: ObjectShape, rng: np.random.Generator) -> Drawing:
         drawn = np.ones(np.maximum(high - low, 1), bool)
     else:
         draws = torch.from_numpy(rng.random((1, DRAWS)))
-        low, drawn = drawn_by_hand(
-            scribble if kind < SLICE_BOXES + SCRIBBLES else lasso, part, draws
-        )
+        low, drawn = drawn_by_hand(scribble if kind == "scribble" else lasso, part, draws)
     first = np.array(start)
     first[flat] += low
-    is_region = not SLICE_BOXES <= kind < SLICE_BOXES + SCRIBBLES
-    return within(shape.gts.shape, first, np.expand_dims(drawn, axis), is_region)
+    return within(shape.gts.shape, first, np.expand_dims(drawn, axis), kind != "scribble")
 
 
 def drawn_by_hand(
