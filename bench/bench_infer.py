@@ -27,6 +27,7 @@ from bench.common import (
     ROOT,
     TINY,
     build_seeded,
+    in_new_process,
     network_parser,
     origin,
     print_header,
@@ -34,12 +35,15 @@ from bench.common import (
     run_process,
     size_text,
     synchronize,
+    time_and_memory,
     write_case,
 )
 from utils.formats.case import read_case
 from utils.formats.case import write_case as write_labels
 from utils.inference import baseline
 from utils.inference.checkpoint import build_model, read_checkpoint
+from utils.inference.medim_backend import build_medim_model
+from utils.inference.method import make_segmenter
 
 T = TypeVar("T")
 
@@ -50,6 +54,9 @@ WARM_UP = 2
 # What the published method calls for an object, by its name there, and on the network.
 STEPS = {"crop_roi": "crop + resample", "normalise": "normalise", "paste_roi": "paste"}
 PASSES = ("encode", "decode", "upscale")
+# Objects, which are a batch, and precision.
+ROWS = {"cpu": [(1, "fp32")], "cuda": [(1, "fp32"), (8, "fp32"), (1, "bf16"), (8, "bf16")]}
+BUILD = {"medim": build_medim_model, "ours": build_model}
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -66,7 +73,7 @@ def dice(a: Path, b: Path) -> float:
 
 
 def bench_processes(folder: Path, checkpoint: Path, args: argparse.Namespace) -> None:
-    print_header("whole process", "medim's network", "ours", "Dice of the two")
+    print_header("whole process, fp32", "medim's network", "ours", "Dice of the two")
     infer: list[str | Path] = [ROOT / "infer.py", "--checkpoint", checkpoint]
     infer += ["--policy", "baseline", "--device", args.device]
     shape, case = TINY_SHAPE if args.tiny else SHAPE, folder / "a" / "case.npz"
@@ -125,6 +132,35 @@ class Stages:
             yield
 
 
+def measure_case(
+    network: str, checkpoint: Path, path: Path, precision: str, device: str, repeats: int
+) -> tuple[float, float, np.ndarray]:
+    """Seconds, GB beyond the weights, and the labels of a case whose objects are a batch."""
+    model = BUILD[network](read_checkpoint(checkpoint)).to(device)
+    case = read_case(path)
+    segment = make_segmenter(model, "baseline", batch_size=len(case.objects), precision=precision)
+    return time_and_memory(lambda: segment(case), device, 1, repeats)
+
+
+def bench_batches(folder: Path, checkpoint: Path, args: argparse.Namespace) -> None:
+    """Print what a case takes in a warm process, beside medim's network."""
+    shape = TINY_SHAPE if args.tiny else SHAPE
+    names = "medim", "ours", "faster", "medim peak", "ours peak", "voxels that differ"
+    print_header(f"{size_text(shape)}, warm: boxes together", "precision", *names)
+    for count, precision in ROWS[args.device]:
+        path = folder / f"batch_{count}" / "case.npz"
+        write_case(path, shape, SPACING, count)
+        how = checkpoint, path, precision, args.device, args.repeats
+        seconds, memory, labels = in_new_process(measure_case, "ours", *how)
+        cells = ["", f"{seconds:.2f} s", "", "", f"+{memory:.2f} GB", ""]
+        if not args.tiny:  # medim's network comes in one size
+            their_seconds, their_memory, theirs = in_new_process(measure_case, "medim", *how)
+            cells[0], cells[3] = f"{their_seconds:.2f} s", f"+{their_memory:.2f} GB"
+            cells[2] = f"{their_seconds / seconds:.1f} x"
+            cells[5] = f"{np.count_nonzero(labels != theirs)} of {np.count_nonzero(theirs)}"
+        print_row(count, precision, *cells)
+
+
 def bench_stages(folder: Path, checkpoint: Path, args: argparse.Namespace) -> None:
     """Print where the time of a case goes, in this process and warm."""
     shape, path = TINY_SHAPE if args.tiny else SHAPE, folder / "stages" / "case.npz"
@@ -141,13 +177,13 @@ def bench_stages(folder: Path, checkpoint: Path, args: argparse.Namespace) -> No
             seg = baseline.predict_baseline(model, case)
         stages.timed("write", write_labels)(folder / "seg.npz", seg)
     print()
-    print_header(f"stage, 1 object of {size_text(shape)}", "median", "90th percentile")
+    print_header(f"stage, 1 object of {size_text(shape)}, fp32", "median", "90th percentile")
     for stage, times in stages.times.items():
         print_row(stage, f"{median(times):.0f} ms", f"{np.percentile(times, 90):.0f} ms")
 
 
 def main(args: argparse.Namespace) -> None:
-    print(f"{origin(args.device)}; fp32\n")
+    print(f"{origin(args.device)}\n")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = folder / "seeded.pth"
@@ -155,6 +191,8 @@ def main(args: argparse.Namespace) -> None:
         sizes = TINY if args.tiny else {}
         torch.save({"model_state_dict": weights, "model_args": sizes}, checkpoint)
         bench_processes(folder, checkpoint, args)
+        print()
+        bench_batches(folder, checkpoint, args)
         bench_stages(folder, checkpoint, args)
 
 

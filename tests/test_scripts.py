@@ -169,7 +169,8 @@ def test_training_steps_agree(run, monkeypatch):
 
 
 def test_stages_are_those_of_inference(run):
-    processes, stages = run(bench_infer, *TINY)
+    processes, batches, stages = run(bench_infer, *TINY)
+    assert batches[0][:2] == ["1", "fp32"]
     assert [row[2] for row in processes] == ["2.0 s, 0.5 GB", "2.00 s"]
     names = ["read", "crop + resample", "normalise", "encode", "decode", "upscale", "paste"]
     assert [row[0] for row in stages] == ["load checkpoint", *names, "write"]
