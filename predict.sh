@@ -3,6 +3,6 @@
 set -eu
 root=$(cd "$(dirname "$0")" && pwd)
 requirements=requirements.txt
-modules="torch safetensors scipy prefetch_generator tqdm SimpleITK cv2"
+modules="torch safetensors scipy prefetch_generator tqdm SimpleITK nibabel pydicom cv2"
 . "$root/utils/environment.sh"
 exec "$PYTHON" "$root/infer.py" --inputs "$root/inputs" --outputs "$root/outputs" "$@"

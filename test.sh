@@ -3,7 +3,7 @@
 set -eu
 root=$(cd "$(dirname "$0")" && pwd)
 requirements=requirements-dev.txt
-modules="torch pytest xdist hypothesis ruff mypy torchio medim SimpleITK prefetch_generator skimage"
+modules="torch pytest xdist hypothesis ruff mypy torchio medim SimpleITK pydicom prefetch_generator skimage"
 . "$root/utils/environment.sh"
 cd "$root"
 [ $# -gt 0 ] || set -- -m "not slow and not gpu"

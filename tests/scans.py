@@ -4,7 +4,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from conftest import SHAPE, SPACING
-from utils.formats.images import kept_locale
+from utils.formats.dicom import kept_locale
 
 VALUES = np.random.default_rng(0).integers(1, 900, SHAPE).astype(np.int16)
 IDENTITY = np.eye(3)

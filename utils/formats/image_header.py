@@ -1,19 +1,13 @@
 """What is checked in an image file before ITK reads it, since ITK does not say or survive it.
 
-ITK opens the files that NRRD and MetaImage headers name, fills what is cut off of a NIfTI file with
-anything, takes a spacing of 0 for 1 mm, and does not survive some malformed headers.
+ITK opens the files that NRRD and MetaImage headers name, and does not survive some malformed ones.
 """
 
-import gzip
-import math
 import re
 import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
-
-import numpy as np
+from typing import BinaryIO
 
 MAX_LINES, MAX_LINE = 10_000, 10_000  # lines of a NRRD or MetaImage header; bytes of a line
 MAX_FIELD = 250  # bytes of a field that ITK takes apart, partly into arrays of 255
@@ -24,42 +18,36 @@ NRRD_FIELDS = {
     *("labels", "units", "centers", "centerings", "axis mins", "axis maxs", "measurement frame"),
     *("min", "max", "old min", "old max", "number", "sample units", "block size"),
 }
-NIFTI = 348  # bytes of the header: https://nifti.nimh.nih.gov/nifti-1
-NIFTI_FIELDS = {
-    "dim": (40, "8h"),
-    "bitpix": (72, "h"),
-    "spacing": (80, "3f"),
-    "offset": (108, "f"),
-    "codes": (252, "2h"),  # qform's and sform's; 0: there is none
-    "qform": (256, "6f"),
-    "sform": (280, "12f"),
-}
-SHEAR = 1e-3  # cosine of two axes, by rounding; of a sheared sform, ITK takes the qform instead
-CHUNK = 2**20
+DICOM_GROUPS = (2, 8)  # in which a file without a preamble begins
+MAX_ELEMENT, MAX_LENGTH = 0x100, 2**16  # of its first element, and of what that holds
 
 
 def check_header(path: Path) -> None:
-    """Look at the header of a .nii, .nii.gz, .nrrd or .mha file.
+    """Look at the header of a .nrrd or .mha file.
 
     Raises:
-        ValueError: It is malformed, its data lie in another file, or it is cut off (NIfTI; other
-            formats are refused by ITK then).
+        ValueError: It is malformed, or its data lie in another file.
         OSError: It can't be read.
     """
     name = path.name.lower()
     with open(path, "rb") as file:
         if name.endswith(".nrrd"):
             _check_nrrd(file)
-        elif name.endswith(".mha"):
-            _check_meta(file)
         else:
-            _check_nifti(file, path.stat().st_size)
+            _check_meta(file)
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM files do."""
+    """Whether a file begins as DICOM files do: with a preamble, or at once with an element."""
     with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+        head = file.read(132)
+    if head[128:] == b"DICM":
+        return True
+    if len(head) < 132:
+        return False
+    group, element, length = struct.unpack("<HHI", head[:8])
+    is_explicit = head[4:6].isalpha() and head[4:6].isupper()
+    return group in DICOM_GROUPS and element <= MAX_ELEMENT and (is_explicit or length < MAX_LENGTH)
 
 
 def _lines(file: BinaryIO) -> Iterator[str]:
@@ -117,71 +105,3 @@ def _check_meta(file: BinaryIO) -> None:
             if value.upper() != "LOCAL":
                 raise ValueError("expected its data in the same file, got a header alone")
             return
-
-
-def _check_nifti(raw: BinaryIO, size: int) -> None:
-    """Check an open file of `size` bytes, compressed or not."""
-    is_gzip = raw.read(2) == b"\x1f\x8b"
-    raw.seek(0)
-    # A gzip.GzipFile has all that is used here.
-    file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if is_gzip else raw
-    try:
-        header = file.read(NIFTI)
-        if len(header) < NIFTI:
-            raise EOFError
-        expected = _parse_nifti(header)
-        if is_gzip:
-            is_whole = _stated_length(raw) == expected % 2**32 or _reaches(raw, expected)
-        else:
-            is_whole = size >= expected
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        is_whole = False
-    if not is_whole:
-        raise ValueError("expected a whole file, got one that is cut off or damaged")
-
-
-def _parse_nifti(header: bytes) -> int:
-    """The uncompressed size in bytes that a header asks of its file."""
-    order = next((o for o in "<>" if struct.unpack(f"{o}i", header[:4])[0] == NIFTI), None)
-    if order is None or header[344:347] != b"n+1":
-        raise ValueError("expected a NIfTI-1 file with its data in it")
-
-    def field(name: str) -> tuple:
-        at, kind = NIFTI_FIELDS[name]
-        return struct.unpack_from(order + kind, header, at)
-
-    (rank, *sides), (bits,), (offset,) = field("dim"), field("bitpix"), field("offset")
-    if not 1 <= rank <= 7 or min(sides[:rank]) < 1 or bits < 1 or not 0 <= offset < 2**31:
-        raise ValueError(
-            f"expected sides, bits and an offset above 0 in its header, got {(rank, *sides)}, "
-            f"{bits}, {offset}"
-        )
-    spacing = field("spacing")[:rank]
-    if not all(0 < mm < math.inf for mm in spacing):
-        got = ", ".join(f"{mm:g}" for mm in spacing)
-        raise ValueError(f"expected a spacing (x, y, z) above 0 mm, got {got}")
-    for name, code in zip(("qform", "sform"), field("codes"), strict=True):
-        if code and not all(map(math.isfinite, field(name))):
-            raise ValueError(f"expected finite numbers as {name} in its header")
-        if code and name == "sform":
-            axes = np.reshape(field(name), (3, 4))[:, :3]
-            axes = axes / np.maximum(np.linalg.norm(axes, axis=0), np.finfo(float).tiny)
-            if np.abs(axes.T @ axes - np.diag(np.diag(axes.T @ axes))).max() > SHEAR:
-                raise ValueError("expected axes at right angles, got a sheared sform")
-    return int(offset) + math.prod(sides[:rank]) * bits // 8
-
-
-def _stated_length(raw: BinaryIO) -> int:
-    """What the end of a gzip file says of its length, modulo 2^32; anything if it was cut off."""
-    raw.seek(-4, 2)
-    return struct.unpack("<I", raw.read(4))[0]
-
-
-def _reaches(raw: BinaryIO, expected: int) -> bool:
-    """Whether a gzip file has so many bytes; it may have several parts, or more at its end."""
-    raw.seek(0)
-    length = 0
-    with gzip.GzipFile(fileobj=raw) as file:
-        while length < expected and (chunk := file.read(CHUNK)):
-            length += len(chunk)
-    return length >= expected

@@ -1,33 +1,40 @@
 """Image files and DICOM series -> SimpleITK images, checked, and turned to LPS on demand."""
 
-import locale
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
+from utils.formats.dicom import read_dicom
 from utils.formats.image_header import check_header, is_dicom
+from utils.formats.nifti import notices_of, read_header, read_nifti
 from utils.formats.npz import MAX_VOLUME_BYTES
+from utils.formats.scan_prompts import ending_of
 
 LPS = "LPS"  # a growing index leads to the left, back and head
-POSITION = "0020|0032"  # DICOM's Image Position (Patient)
-# The same in all slices: Image Orientation (Patient), Pixel Spacing.
-ALIKE = ("0020|0037", "0028|0030")
-STEP_TOLERANCE = 0.25  # distances of slices by which one may lie off its place
 GEOMETRY_TOLERANCE = 1e-3  # voxels, and cosines of a direction, between image and labels
 
 
-def read_image(path: Path) -> sitk.Image:
+def read_image(path: Path, notices: list[str] | None = None) -> sitk.Image:
     """A 3D image file, or the one DICOM series in a folder, as it is stored.
+
+    Args:
+        path: The file or folder.
+        notices: List to which is added what the user may want to know.
 
     Raises:
         ValueError: It is not an image, or not one 3D volume.
     """
+    said = [] if notices is None else notices
     try:
-        image = read_series(path) if path.is_dir() else _read_file(path)
+        if path.is_dir() or (ending_of(path) is None and is_dicom(path)):
+            image = read_dicom(path, said)
+        elif is_nifti(path):
+            said += notices_of(read_header(path))
+            image = read_nifti(path)
+        else:
+            image = _read_file(path)
         _check_volume(image)
     except FileNotFoundError as error:
         raise ValueError(f"{path.name}: expected an image, there is no such file") from error
@@ -37,6 +44,11 @@ def read_image(path: Path) -> sitk.Image:
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
     return image
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether the name of a file ends as those of NIfTI files."""
+    return path.name.lower().endswith((".nii", ".nii.gz"))
 
 
 def _check_volume(image: sitk.Image) -> None:
@@ -52,7 +64,7 @@ def _check_volume(image: sitk.Image) -> None:
 
 
 def _read_file(path: Path) -> sitk.Image:
-    """A file that is not a folder; raises ValueError, or RuntimeError if ITK can't read it."""
+    """A .nrrd or .mha file; raises ValueError, or RuntimeError if ITK can't read it."""
     check_header(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -65,72 +77,11 @@ def _read_file(path: Path) -> sitk.Image:
     return reader.Execute()
 
 
-@contextmanager
-def kept_locale() -> Iterator[None]:
-    """GDCM, which reads DICOM for ITK, leaves the process with the locale C, without UTF-8."""
-    before = locale.setlocale(locale.LC_ALL)
-    try:
-        yield
-    finally:
-        locale.setlocale(locale.LC_ALL, before)
-
-
-def read_series(folder: Path) -> sitk.Image:
-    """The DICOM series in a folder, its slices in order.
-
-    Raises:
-        ValueError: It holds none or several, or slices are missing.
-        RuntimeError: A file can't be read.
-    """
-    with kept_locale():
-        return _read_series(folder)
-
-
-def _read_series(folder: Path) -> sitk.Image:
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if len(series) != 1:
-        names = ", ".join(series) or "none"
-        raise ValueError(f"expected the files of one DICOM series, got {names}; a folder for each")
-    reader = sitk.ImageSeriesReader()
-    files = reader.GetGDCMSeriesFileNames(str(folder), series[0])
-    # GDCM leaves what it can't read aside.
-    others = {path.name for path in folder.iterdir()} - {Path(file).name for file in files}
-    for path in (folder / name for name in sorted(others - {"DICOMDIR"})):
-        if path.is_file() and (path.stat().st_size == 0 or is_dicom(path)):
-            raise ValueError(f"expected whole files of one series, got {path.name}")
-    reader.SetFileNames(files)
-    reader.MetaDataDictionaryArrayUpdateOn()
-    image = reader.Execute()
-    slices = range(len(files))
-    for tag in ALIKE:
-        values = {reader.GetMetaData(i, tag) for i in slices if reader.HasMetaDataKey(i, tag)}
-        numbers = np.array([value.split("\\") for value in values], float)
-        if len(numbers) and np.ptp(numbers, axis=0).max() > GEOMETRY_TOLERANCE:
-            raise ValueError("expected slices of one orientation and spacing")
-    if all(reader.HasMetaDataKey(i, POSITION) for i in slices):
-        positions = np.array([reader.GetMetaData(i, POSITION).split("\\") for i in slices], float)
-        normal = np.reshape(image.GetDirection(), (3, 3))[:, 2]
-        thickness = image.GetSpacing()[2]
-        steps = positions - positions[0] - np.outer(slices, thickness * normal)
-        if (np.abs(steps) > STEP_TOLERANCE * thickness).any():
-            raise ValueError(
-                f"expected slices at equal distances along their normal; are some "
-                f"of the {len(files)} missing, or was the gantry tilted?"
-            )
-    return image
-
-
-def read_oriented(path: Path) -> sitk.Image:
-    """A 3D image turned to LPS: a growing index leads to the left (x), back (y) and upwards (z).
-
-    Raises:
-        ValueError: It is not an image, or not one 3D volume.
-    """
-    return turned_to_lps(read_image(path))
-
-
 def turned_to_lps(image: sitk.Image) -> sitk.Image:
-    """The image with axes exchanged and flipped; itself if there is nothing to turn."""
+    """The image with axes exchanged and flipped; itself if there is nothing to turn.
+
+    A growing index leads to the left (x), back (y) and upwards (z).
+    """
     turn = sitk.DICOMOrientImageFilter()
     if turn.GetOrientationFromDirectionCosines(image.GetDirection()) == LPS:
         return image
@@ -146,11 +97,20 @@ def read_pair(
     Raises:
         ValueError: They are not on one grid, or not images; the message names the file.
     """
-    image, labels = read_oriented(image_path), read_oriented(labels_path)
+    notices: tuple[list[str], list[str]] = ([], [])
+    paths = image_path, labels_path
+    image, labels = (
+        turned_to_lps(read_image(path, said)) for path, said in zip(paths, notices, strict=True)
+    )
     if not image.IsSameImageGeometryAs(labels, GEOMETRY_TOLERANCE, GEOMETRY_TOLERANCE):
+        said = [
+            f"; {path.name}: {line}"
+            for path, own in zip(paths, notices, strict=True)
+            for line in own
+        ]
         raise ValueError(
             f"{labels_path.name}: expected the grid of {image_path.name}, {_grid(image)}, got "
-            f"{_grid(labels)}"
+            f"{_grid(labels)}{''.join(said)}"
         )
     x, y, z = image.GetSpacing()
     return sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(labels), (z, y, x)

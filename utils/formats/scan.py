@@ -14,8 +14,9 @@ import SimpleITK as sitk
 from segment_anything.prompts import Box, Click, Prompts
 from utils.formats.atomic import atomic_path
 from utils.formats.case import MAX_OBJECTS, Case
-from utils.formats.images import GEOMETRY_TOLERANCE, read_image, turned_to_lps
+from utils.formats.images import GEOMETRY_TOLERANCE, is_nifti, read_image, turned_to_lps
 from utils.formats.intensity import parse_window, scale_percentiles, scale_window
+from utils.formats.nifti import TO_LPS, Header, read_header, write_nifti
 from utils.formats.npz import CaseError
 from utils.formats.scan_prompts import RawObject, RawPrompts, ending_of
 
@@ -50,6 +51,14 @@ class Grid:
     def of(cls, image: sitk.Image) -> "Grid":
         return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
 
+    @property
+    def affine(self) -> np.ndarray:
+        """(4, 4), voxels (x, y, z) -> mm in RAS, as NIfTI has it."""
+        affine = np.eye(4)
+        affine[:3, :3] = np.reshape(self.direction, (3, 3)) * self.spacing
+        affine[:3, 3] = self.origin
+        return TO_LPS @ affine  # which is its own inverse
+
     def to_voxels(self, mm: np.ndarray) -> np.ndarray:
         """(N, 3) mm (x, y, z) -> (N, 3) voxels (z, y, x)."""
         matrix = np.reshape(self.direction, (3, 3)) * self.spacing
@@ -73,12 +82,14 @@ class Scan:
         grid: The grid of the file.
         turned: The grid of the case.
         notices: What the user may want to know, a line each.
+        header: Of a NIfTI file.
     """
 
     case: Case
     grid: Grid
     turned: Grid
     notices: tuple[str, ...] = ()
+    header: Header | None = None
 
     @property
     def axes(self) -> tuple[Axis, Axis, Axis]:
@@ -99,14 +110,15 @@ def read_scan(path: Path, prompts: RawPrompts) -> Scan:
     """
     try:
         window = parse_window(prompts.window) if prompts.window else None
-        image = read_image(path)
+        notices: list[str] = []
+        image = read_image(path, notices)
+        header = read_header(path) if is_nifti(path) else None
         grid = Grid.of(image)
         image = turned_to_lps(image)
         turned = Grid.of(image)
         values = sitk.GetArrayViewFromImage(image)  # (z, y, x)
         if values.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in values):
             raise ValueError("expected finite values, got nan or inf")
-        notices: list[str] = []
         objects = tuple(
             place(raw, number, prompts.space, grid, turned, notices)
             for number, raw in enumerate(prompts.objects, 1)
@@ -128,7 +140,8 @@ def read_scan(path: Path, prompts: RawPrompts) -> Scan:
         raise CaseError(f"{path.name}: {message}") from error
     x, y, z = turned.spacing
     rounds = any(each.box for each in objects) + max(len(each.clicks) for each in objects)
-    return Scan(Case(path.name, grey, (z, y, x), objects, rounds), grid, turned, tuple(notices))
+    case = Case(path.name, grey, (z, y, x), objects, rounds)
+    return Scan(case, grid, turned, tuple(notices), header)
 
 
 def place(
@@ -237,19 +250,22 @@ def write_labels(path: Path, seg: np.ndarray, scan: Scan) -> None:
     Raises:
         OSError: It can't be written, or the format can't hold its grid.
     """
-    image = sitk.GetImageFromArray(turned_back(seg, scan))
+    labels = np.ascontiguousarray(turned_back(seg, scan))
+    image = sitk.GetImageFromArray(labels)
     image.SetSpacing(scan.grid.spacing)
     image.SetOrigin(scan.grid.origin)
     image.SetDirection(scan.grid.direction)
     with atomic_path(path, ending_of(path) or "") as temporary:
         try:
-            sitk.WriteImage(image, str(temporary), useCompression=True)
-            written = sitk.ReadImage(str(temporary))  # not every writer tells of a full disk
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
+            if is_nifti(path):
+                write_nifti(temporary, labels, scan.header, scan.grid.affine)
+            else:
+                sitk.WriteImage(image, str(temporary), useCompression=True)
+            written = read_image(temporary)  # not every writer tells of a full disk
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[-1].removeprefix(f"{temporary.name}: ")
             raise OSError(f"{path}: can't be written: {reason}") from error
-        done, whole = (sitk.GetArrayViewFromImage(each) for each in (written, image))
-        if not np.array_equal(done, whole):
+        if not np.array_equal(sitk.GetArrayViewFromImage(written), labels):
             raise OSError(f"{path}: can't be written whole; is the disk full?")
         if not written.IsSameImageGeometryAs(image, GEOMETRY_TOLERANCE, GEOMETRY_TOLERANCE):
             raise OSError(f"{path}: {ending_of(path)} can't hold its grid, {scan.grid}")

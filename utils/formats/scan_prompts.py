@@ -51,8 +51,10 @@ def ending_of(path: Path) -> str | None:
 
 def stem_of(path: Path) -> str:
     """The name of a scan without its ending, or that of a folder of DICOM files."""
-    ending = None if path.is_dir() else ending_of(path)
-    return path.name[: -len(ending)] if ending else path.name
+    if path.is_dir():
+        return path.name
+    ending = ending_of(path)
+    return path.name[: -len(ending)] if ending else path.stem
 
 
 def read_prompts(path: Path) -> RawPrompts:

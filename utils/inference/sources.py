@@ -91,8 +91,8 @@ def find_sources(
     """The cases that a path names or holds, ordered by name.
 
     Args:
-        inputs: A file; a folder of cases, images, and folders of DICOM series with a .json file
-            beside them; or the folder of one DICOM series.
+        inputs: A file, which may be one of DICOM with several frames; a folder of cases, images,
+            and folders of DICOM series with a .json file beside them; or the folder of one series.
         objects: Prompts of the one scan that there is, if they are not in a file.
         space: Space of these prompts, one of SPACES.
         window: CT window for all scans, as `parse_window` reads it.
@@ -105,7 +105,7 @@ def find_sources(
     """
     if not inputs.exists():
         raise ValueError(f"--inputs {inputs}: no such file or folder")
-    paths = [inputs] if is_readable(inputs) else []
+    paths = [inputs] if is_readable(inputs) or _is_dicom_file(inputs) else []
     if inputs.is_dir():
         found = (p for p in inputs.iterdir() if not p.name.startswith("."))
         paths = sorted(p for p in found if is_readable(p) or _is_scan_folder(p))
@@ -151,7 +151,11 @@ def _is_npz(path: Path) -> bool:
 
 def _is_series(path: Path) -> bool:
     """Whether it is a folder that holds a DICOM file."""
-    return path.is_dir() and any(file.is_file() and is_dicom(file) for file in path.iterdir())
+    return path.is_dir() and any(map(_is_dicom_file, path.iterdir()))
+
+
+def _is_dicom_file(path: Path) -> bool:
+    return path.is_file() and is_dicom(path)
 
 
 def _is_scan_folder(path: Path) -> bool:
