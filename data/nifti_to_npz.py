@@ -24,7 +24,7 @@ from utils.evaluation.simulated_prompts import challenge_boxes
 from utils.formats.atomic import atomic_write
 from utils.formats.case import label_values
 from utils.formats.images import read_pair
-from utils.formats.intensity import CT_WINDOWS, scale_percentiles, scale_window
+from utils.formats.intensity import CT_WINDOWS, to_grey
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -69,8 +69,10 @@ def find_pairs(folder: Path, split: str, channel: int) -> list[tuple[str, Path, 
     return pairs
 
 
-def convert(image_path: Path, labels_path: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """The arrays of a challenge case.
+def convert(
+    image_path: Path, labels_path: Path, args: argparse.Namespace
+) -> tuple[dict[str, Any], list[str]]:
+    """The arrays of a challenge case, and what the user may want to know.
 
     Raises:
         ValueError: Image and labels can't be used.
@@ -86,20 +88,19 @@ def convert(image_path: Path, labels_path: Path, args: argparse.Namespace) -> di
     if len(labels) == 0:
         raise ValueError(f"{labels_path.name}: expected labels, got none")
     try:
-        if args.modality == "CT":
-            grey = scale_window(image, *CT_WINDOWS[args.window])
-        else:
-            grey = scale_percentiles(image)
+        window = CT_WINDOWS[args.window] if args.modality == "CT" else None
+        grey, notices = to_grey(image, window)
     except ValueError as error:
         raise ValueError(f"{image_path.name}: {error}") from error
     # From the name: the same boxes whatever else is in the folder.
     seed = zlib.crc32(labels_path.name.encode())
-    return {
+    arrays = {
         "imgs": grey,
         "gts": seg.astype(np.min_scalar_type(int(labels[-1]))),
         "spacing": np.array(spacing[::-1], np.float64),
         "boxes": challenge_boxes(seg, labels.tolist(), seed),
     }
+    return arrays, notices
 
 
 def main(args: argparse.Namespace) -> int:
@@ -118,12 +119,15 @@ def main(args: argparse.Namespace) -> int:
     bar = tqdm(pairs, unit="case", disable=not sys.stderr.isatty())
     for name, image_path, labels_path in bar:
         try:
-            arrays = convert(image_path, labels_path, args)
+            arrays, notices = convert(image_path, labels_path, args)
             with atomic_write(folder / f"{dataset}_{name}.npz") as file:
                 np.savez_compressed(file, **arrays)
         except (OSError, ValueError) as error:  # a case that fails does not stop the others
             bar.write(f"FAILED {name}: {error}", file=sys.stderr)
             failed += 1
+            continue
+        for notice in notices:
+            bar.write(f"{name}: {notice}", file=sys.stderr)
     print(f"{len(pairs) - failed} cases in {folder}, {failed} failed")
     return 1 if failed else 0
 

@@ -112,10 +112,12 @@ def test_bad_pairs_are_named_and_the_others_go_on(tmp_path, capsys):
 
 def test_a_channel_can_be_chosen(tmp_path):
     write_pair(tmp_path, "a")
-    write(tmp_path / "imagesTr/a_0001.nii.gz", 0 * volumes()[0] + 240, "LPS")
+    write(tmp_path / "imagesTr/a_0001.nii.gz", volumes()[0] // 2 + 200, "LPS")
     assert run(tmp_path, "--channel", "1") == 0
     labelled = read_labelled_case(tmp_path / "out/CT/CT_Some/CT_Some_a.npz")
-    assert labelled.case.image.min() == 255
+    np.testing.assert_array_equal(
+        labelled.case.image, scale_window(volumes()[0] // 2 + 200, *CT_WINDOWS["abdomen"])
+    )
 
 
 def test_a_modality_that_is_not_known_is_refused(tmp_path, capsys):

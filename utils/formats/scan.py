@@ -15,12 +15,10 @@ from segment_anything.prompts import Box, Click, Prompts
 from utils.formats.atomic import atomic_path
 from utils.formats.case import MAX_OBJECTS, Case
 from utils.formats.images import GEOMETRY_TOLERANCE, is_nifti, read_image, turned_to_lps
-from utils.formats.intensity import parse_window, scale_percentiles, scale_window
+from utils.formats.intensity import parse_window, to_grey
 from utils.formats.nifti import TO_LPS, Header, read_header, write_nifti
 from utils.formats.npz import CaseError
 from utils.formats.scan_prompts import RawObject, RawPrompts, ending_of
-
-LOOKS_LIKE_HU = -500.0  # below that are the air and lungs of CT, and hardly anything else
 
 
 class Axis(NamedTuple):
@@ -117,8 +115,6 @@ def read_scan(path: Path, prompts: RawPrompts) -> Scan:
         image = turned_to_lps(image)
         turned = Grid.of(image)
         values = sitk.GetArrayViewFromImage(image)  # (z, y, x)
-        if values.dtype.kind == "f" and not all(np.isfinite(plane).all() for plane in values):
-            raise ValueError("expected finite values, got nan or inf")
         objects = tuple(
             place(raw, number, prompts.space, grid, turned, notices)
             for number, raw in enumerate(prompts.objects, 1)
@@ -127,14 +123,8 @@ def read_scan(path: Path, prompts: RawPrompts) -> Scan:
             raise ValueError("expected a box or a click, got none")
         if len(objects) > MAX_OBJECTS:
             raise ValueError(f"expected at most {MAX_OBJECTS} objects, got {len(objects)}")
-        if window:
-            grey = scale_window(values, *window)
-        else:
-            grey = scale_percentiles(values)
-            if values.min() < LOOKS_LIKE_HU:
-                notices.append("looks like CT in HU; a --window shows soft tissue better")
-        if not grey.any():
-            raise ValueError(f"expected voxels above the window's lower end, got none ({window})")
+        grey, said = to_grey(values, window)
+        notices += said
     except (ValueError, RuntimeError) as error:
         message = str(error).removeprefix(f"{path.name}: ")
         raise CaseError(f"{path.name}: {message}") from error
