@@ -308,6 +308,82 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(key, write_npz, tmp
     assert Evil.marker.exists()  # the file does run code where it is allowed to
 
 
+PLAIN = [
+    {"fg": np.array([[3, 4, 5]]), "bg": np.zeros((0, 3), int)},
+    {"fg": [(np.int64(1), np.float32(2), np.array(3))], "bg": np.array([]), 7: np.float64(0.5)},
+    [np.array([True, False]), np.array(["a", "bc"]), np.arange(24).reshape(2, 3, 4), None, "x"],
+    (np.array(2.5), (np.array(7), [np.array(8)])),
+    as_objects([np.array([1, 2]), {"a": np.uint8(3)}]),
+]
+EXPECTED = [
+    {"fg": [[3, 4, 5]], "bg": []},
+    {"fg": [(1, 2.0, 3)], "bg": [], 7: 0.5},
+    [[True, False], ["a", "bc"], np.arange(24).reshape(2, 3, 4).tolist(), None, "x"],
+    (2.5, (7, [8])),
+    [[1, 2], {"a": 3}],
+]
+
+
+@pytest.mark.parametrize("name", ["numpy._core", "numpy.core"])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize(("value", "expected"), list(zip(PLAIN, EXPECTED, strict=True)))
+def test_plain_data_is_read_whoever_wrote_it(value, expected, protocol, name):
+    """By all protocols since Python 2.3, with the names of numpy 1 and 2."""
+
+    class Renamed(pickle._Pickler):
+        def save_global(self, obj, name_=None):
+            module = getattr(obj, "__module__", "") or ""
+            if protocol < 4 or not module.startswith("numpy._core"):
+                return super().save_global(obj, name_)
+            self.save(module.replace("numpy._core", name))
+            self.save(obj.__name__)
+            self.write(pickle.STACK_GLOBAL)
+            self.memoize(obj)
+
+        dispatch = pickle._Pickler.dispatch | {
+            type(len): save_global,
+            type(as_objects): save_global,
+        }
+
+    file = io.BytesIO()
+    Renamed(file, protocol).dump(value)
+    content = file.getvalue()
+    if protocol < 4:
+        content = content.replace(b"cnumpy._core", b"c" + name.encode())
+    assert b"numpy._core" not in content or name == "numpy._core"
+    found = safe_pickle.loads(content)
+    assert found == expected and type(found) in (list, dict, tuple, safe_pickle._Array)
+
+
+def test_bytes_of_python_2_are_read():
+    array = (
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01"
+        b"K\x02\x85cnumpy\ndtype\nU\x02i8K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff"
+        b"K\x00tb\x89U\x10" + np.array([3, -200]).tobytes() + b"tb."
+    )
+    assert safe_pickle.loads(array) == [3, -200]
+    assert safe_pickle.loads(b"\x80\x02}U\x05z_minK\x09s.") == {"z_min": 9}
+
+
+def test_containers_that_hold_themselves_end():
+    loop = []
+    loop.append(loop)
+    assert safe_pickle.loads(pickle.dumps(loop)) is not None
+    deep = [np.array(1)]
+    for _ in range(60):  # 2^60 paths
+        deep = [deep, deep]
+    assert len(safe_pickle.loads(pickle.dumps(deep))) == 2
+
+
+def test_spacing_may_be_saved_as_objects(write_npz):
+    case = read_case(write_npz(spacing=np.array([1.0, 2, 2.5], object)))
+    assert case.spacing == (2.5, 2.0, 1.0)
+    with pytest.raises(CaseError, match="spacing: expected numbers, got other objects"):
+        read_case(write_npz(spacing=np.array([1.0, "a", None], object)))
+    with pytest.raises(CaseError, match="expected spacing as 3 positive numbers"):
+        read_case(write_npz(spacing=np.array([1.0, 2], object)))
+
+
 def forged_array(dtype, data: bytes, shape: tuple = (2,)) -> bytes:
     """A pickled numpy array of that dtype, raw content and shape."""
 
@@ -334,6 +410,8 @@ def forged_array(dtype, data: bytes, shape: tuple = (2,)) -> bytes:
         b"\x80\x04cnumpy\nndarray\n}\x8c\x03anyK\x01s\x86b.",  # sets an attribute of a class
         b"\x80\x04N" + b"r\xff\xff\xff\x7f" + b".",  # memo index 2^31: gigabytes in C
         b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f",  # bytes of length 2^63
+        b"\x80\x05\x96\x00\x00\x00\x00\x04\x00\x00\x00",  # a bytearray of 16 GB
+        b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00hex\x86R.",
         b"\x80\x04]" + b"]" * 100_000,
         b"",
         b"garbage",

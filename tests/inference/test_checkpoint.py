@@ -39,6 +39,30 @@ LAYOUTS = {
     "module prefix": lambda weights: (
         META | {"model_state_dict": {f"module.{key}": value for key, value in weights.items()}}
     ),
+    "compiled and wrapped": lambda weights: (
+        META
+        | {"state_dict": {f"module._orig_mod.model.{key}": value for key, value in weights.items()}}
+    ),
+    "Lightning": lambda weights: (
+        META
+        | {
+            "epoch": 3,
+            "pytorch-lightning_version": "2.5.0",
+            "state_dict": {f"net.{key}": value for key, value in weights.items()},
+            "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": None}},
+            "hyper_parameters": {"lr": np.float64(1e-4), "sizes": np.array([3, 4])},
+        }
+    ),
+    "numbers of numpy": lambda weights: (
+        META
+        | {
+            "model_state_dict": weights,
+            "best_loss": np.float64(0.31),
+            "losses": [np.float32(0.5), np.int64(4), np.bool_(True)],
+            "history": np.linspace(0, 1, 20).reshape(4, 5),
+            "none": np.zeros((0, 3)),
+        }
+    ),
     "training state": lambda weights: (
         META
         | {
@@ -188,7 +212,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_not_run(tmp_path, tiny_
     Evil.marker = tmp_path / "marker"
     content = META | {"model_state_dict": tiny_model.state_dict(), "x": Evil()}
     path = save(tmp_path / "evil.pth", content)
-    with pytest.raises(CheckpointError, match="evil.pth: refused, .* would run code"):
+    with pytest.raises(CheckpointError, match="evil.pth: refused, .* would run code: .*system$"):
         read_checkpoint(path)
     assert not Evil.marker.exists()
 
@@ -196,7 +220,17 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_not_run(tmp_path, tiny_
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("text.pth", b"hello", "text.pth: "),
+        ("text.pth", b"hello", "text.pth: not a PyTorch checkpoint: "),
+        ("a.pth", b"", "a.pth: not a PyTorch checkpoint, but an empty file"),
+        ("a.pth", b"<!DOCTYPE html><html>sign in</html>" * 9, "checkpoint, but a web page"),
+        ("a.pth", b"\n <html>" * 90, "not a PyTorch checkpoint, but a web page"),
+        ("a.safetensors", b"<html></html>", "not a safetensors file, but a web page"),
+        ("a.pth", b'{"error": "Entry not found"}', "checkpoint, but a JSON text"),
+        (
+            "a.pth",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:11\nsize 402\n",
+            "not a PyTorch checkpoint, but a pointer of Git LFS",
+        ),
         ("empty.pth", b"", "empty.pth: not a PyTorch checkpoint"),
         ("text.safetensors", b"hello", "text.safetensors: not a safetensors file"),
     ],

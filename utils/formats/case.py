@@ -10,7 +10,7 @@ import numpy as np
 
 from segment_anything.prompts import Click, Index3, Prompts
 from utils.formats.atomic import atomic_write
-from utils.formats.npz import CaseError, open_npz, read_array, read_form, read_objects
+from utils.formats.npz import CaseError, open_npz, read_array, read_form, read_numbers, read_objects
 from utils.formats.stored_prompts import MAX_CLICKS, parse_box, parse_clicks
 
 MAX_OBJECTS = 255  # labels of the uint8 output
@@ -80,7 +80,7 @@ def read_labelled_case(path: Path, truth_path: Path | None = None) -> LabelledCa
     with open_npz(truth_path or path) as archive:
         truth, labels = _parse_truth(archive)
     with open_npz(path) as archive:
-        spacing = check_spacing(read_array(archive, "spacing"))
+        spacing = check_spacing(read_numbers(archive, "spacing"))
         image = _check_image(read_array(archive, "imgs"))
         _check_same_shape(truth, image)
         boxes = read_objects(archive, "boxes")
@@ -104,7 +104,7 @@ def read_volumes(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[float, float
         OSError: It can't be read.
     """
     with open_npz(path) as archive:
-        spacing = check_spacing(read_array(archive, "spacing"))
+        spacing = check_spacing(read_numbers(archive, "spacing"))
         image = _check_image(read_array(archive, "imgs"))
         gts = check_gts(read_array(archive, "gts"))
         _check_same_shape(gts, image)
@@ -119,7 +119,7 @@ def read_geometry(path: Path) -> tuple[Index3, int, tuple[float, float, float]]:
         OSError: It can't be read.
     """
     with open_npz(path) as archive:
-        spacing = check_spacing(read_array(archive, "spacing"))
+        spacing = check_spacing(read_numbers(archive, "spacing"))
         shape, _ = read_form(archive, "imgs")
         gts_shape, dtype = read_form(archive, "gts")
         if len(shape) != 3 or gts_shape != shape:
@@ -156,9 +156,8 @@ def read_contents(path: Path) -> dict[str, Any]:
         OSError: The file can't be read.
     """
     with open_npz(path) as archive:
-        contents: dict[str, Any] = {
-            key: read_array(archive, key) for key in ("imgs", "gts", "spacing")
-        }
+        contents: dict[str, Any] = {key: read_array(archive, key) for key in ("imgs", "gts")}
+        contents["spacing"] = read_numbers(archive, "spacing")
         contents["boxes"] = read_objects(archive, "boxes")
     return {key: value for key, value in contents.items() if value is not None}
 
@@ -254,7 +253,7 @@ def number_labels(seg: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _parse_case(name: str, archive: zipfile.ZipFile) -> Case:
-    spacing = check_spacing(read_array(archive, "spacing"))
+    spacing = check_spacing(read_numbers(archive, "spacing"))
     boxes, clicks, order = (
         read_objects(archive, key) for key in ("boxes", "clicks", "clicks_order")
     )

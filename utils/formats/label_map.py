@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.formats.case import check_gts, check_spacing
-from utils.formats.npz import CaseError, open_npz, read_array, read_text
+from utils.formats.npz import CaseError, open_npz, read_array, read_numbers, read_text
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def read_label_map(path: Path) -> LabelMap:
         OSError: It can't be read.
     """
     with open_npz(path) as archive:
-        spacing = check_spacing(read_array(archive, "spacing"))
+        spacing = check_spacing(read_numbers(archive, "spacing"))
         gts = check_gts(read_array(archive, "gts"))
         text = read_text(archive, "names")
         names = _names(text) if text is not None else {}

@@ -72,6 +72,21 @@ def read_array(archive: zipfile.ZipFile, key: str) -> np.ndarray | None:
     return values.T if is_fortran else values
 
 
+def read_numbers(archive: zipfile.ZipFile, key: str) -> np.ndarray | None:
+    """A few numbers, or None; those that were saved as objects, too."""
+    if f"{key}.npy" not in archive.namelist():
+        return None
+    with archive.open(f"{key}.npy") as file:
+        _, _, dtype, _ = _read_header(archive, key, file)
+    if dtype.kind != "O":
+        return read_array(archive, key)
+    values = read_objects(archive, key)
+    try:
+        return np.array(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise CaseError(f"{key}: expected numbers, got other objects") from error
+
+
 def read_form(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of an array, as its header tells and its size confirms."""
     if f"{key}.npy" not in archive.namelist():

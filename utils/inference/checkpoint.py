@@ -3,6 +3,7 @@
 import argparse
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from segment_anything import Sam3D, sam_model_registry3D
 from segment_anything.bounds import AdaptiveSettings
 from segment_anything.modeling.hybrid3D import PROMPT_CHANNELS
+from utils.formats.safe_pickle import STAND_INS
 
 FOREGROUND = "prompt_encoder.point_embeddings.1.weight"
 # The metadata of a .safetensors file under this name: a JSON object with fields of Checkpoint.
@@ -26,6 +28,15 @@ METADATA = "sam_med3d"
 DRAWN = "mask_decoder.prompt_fine.weight"
 CHANNELS_BEFORE = 4  # of it, before there were drawings
 BOX_EMBEDDINGS = tuple(f"prompt_encoder.point_embeddings.{i}.weight" for i in (2, 3))
+
+# What wrappers put before the names of weights: DDP, torch.compile, Lightning and modules of it.
+PREFIXES = re.compile(r"^(?:(?:module|_orig_mod|model|net|network|sam)\.)+")
+# How files begin that are no checkpoints, and what they are.
+OTHERS = {
+    b"version https://git-lfs": "a pointer of Git LFS: fetch the file itself with git lfs pull",
+    b"<": "a web page: the download failed, or asked for a login",
+    b"{": "a JSON text",
+}
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -68,6 +79,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: The file can't be read, holds code, or holds no weights.
         OSError: It can't be opened.
     """
+    _check_beginning(path)
     if _is_safetensors(path):
         content, metadata = _read_safetensors(path)
     else:
@@ -78,7 +90,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             weights = content[key]
             break
     state_dict = {
-        name.removeprefix("module."): value.float() if value.is_floating_point() else value
+        PREFIXES.sub("", name): value.float() if value.is_floating_point() else value
         for name, value in weights.items()
         if isinstance(name, str) and isinstance(value, Tensor)
     }
@@ -109,6 +121,19 @@ def adaptive_settings(checkpoint: Checkpoint) -> AdaptiveSettings:
         raise CheckpointError(f"{name}: policy_args can't be obeyed: {error}") from error
 
 
+def _check_beginning(path: Path) -> None:
+    """Raises CheckpointError for what is no checkpoint at the first look."""
+    with open(path, "rb") as file:
+        head = file.read(200)
+    what = None if head else "an empty file"
+    if b"\0" not in head:  # a text; the length that begins a safetensors file may look like one
+        begun = (text for start, text in OTHERS.items() if head.lstrip().startswith(start))
+        what = next(begun, what)
+    if what:
+        kind = "a safetensors file" if _is_safetensors(path) else "a PyTorch checkpoint"
+        raise CheckpointError(f"{path.name}: not {kind}, but {what}")
+
+
 def _is_safetensors(path: Path) -> bool:
     return path.suffix == ".safetensors"
 
@@ -126,7 +151,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def read_plain(path: Path, mmap: bool) -> dict[str, Any]:
-    """What torch saved: tensors, on the CPU, and plain values.
+    """What torch saved: tensors, on the CPU, and plain values; arrays of numpy arrive as lists.
 
     The original also stored its options, an argparse.Namespace.
 
@@ -135,12 +160,16 @@ def read_plain(path: Path, mmap: bool) -> dict[str, Any]:
         OSError: It can't be opened.
     """
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, *STAND_INS]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if not named:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{path.name}: not a PyTorch checkpoint: {reason}") from error
         raise CheckpointError(
             f"{path.name}: refused, since it holds more than tensors and plain values and reading "
-            f"it would run code: {error}"
+            f"it would run code: {named[1]}"
         ) from error
     except (RuntimeError, EOFError, ValueError, LookupError) as error:
         raise CheckpointError(f"{path.name}: not a PyTorch checkpoint: {error}") from error
