@@ -31,7 +31,8 @@ from utils.formats.npz import CaseError, fingerprint
 from utils.inference.checkpoint import read_checkpoint
 from utils.inference.load import checkpoint_path, load_model
 from utils.options import add_model_options, int_from, model_defaults
-from utils.runtime.distributed import Workers, is_launched, run_local
+from utils.runtime.distributed import Workers, run_local
+from utils.runtime.launch import check_launch, is_launched
 
 ROOT = Path(__file__).resolve().parent
 # Code of which no result depends: a change there is no reason to compute again.
@@ -239,6 +240,7 @@ def main(args: argparse.Namespace) -> int:
         processes the first one tells whether one failed.
     """
     try:
+        check_launch("evaluate.py")
         check_args(args)
     except ValueError as error:
         print(error, file=sys.stderr)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from utils.formats.intensity import CT_WINDOWS, parse_window
 from utils.formats.scan_prompts import SCAN_ENDINGS, add_prompt_options, join_negative
 from utils.options import add_model_options
+from utils.runtime.launch import check_launch
 from utils.runtime.memory import peak_gb
 
 # What needs numpy, torch or SimpleITK is imported where it is used: --help and messages about
@@ -157,6 +158,7 @@ def main(args: argparse.Namespace) -> int:
 
     ending = f".{args.output_format}" if args.output_format else None
     try:
+        check_launch("infer.py")
         sources = find_sources(args.inputs, args.objects, args.space, args.window, ending)
         prepare_outputs(args.outputs, sources)
     except (OSError, ValueError) as error:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from utils.formats.label_map import find_label_maps
 from utils.inference.checkpoint import Checkpoint, adaptive_settings
 from utils.runtime.device import choose_precision, show_gpus
 from utils.runtime.distributed import Processes, join_processes
+from utils.runtime.launch import check_launch
+from utils.runtime.lock import locked
 from utils.runtime.memory import keep_freed_memory
 from utils.training.adaptive_dataset import AdaptiveDataset
 from utils.training.adaptive_step import AdaptiveStep
@@ -80,6 +83,7 @@ def main(args: argparse.Namespace) -> int:
         signal.signal(number, stop)
     folder = args.work_dir / args.task_name
     try:
+        check_launch("train.py")
         if args.gpu_ids:  # before CUDA is used
             show_gpus(args.gpu_ids)
         check_options(args, folder)
@@ -93,19 +97,32 @@ def main(args: argparse.Namespace) -> int:
                     print(message, flush=True)
 
             folder.mkdir(parents=True, exist_ok=True)
-            precision = choose_precision(args.amp, processes.device)
-            state = build_state(args, folder / LATEST, processes, precision, say)
-            run = build_run(args, state, processes, precision, stop)
-            facts = run_facts(args, processes)
-            if processes.rank == 0:
-                (folder / "options.json").write_text(json.dumps(facts, indent=2) + "\n")
-            return train(args, folder, run, state, facts, say)
+            with locked(folder) if processes.rank == 0 else nullcontext():
+                check_options(args, folder)  # another run may have ended since
+                precision = choose_precision(args.amp, processes.device)
+                state = build_state(args, folder / LATEST, processes, precision, say)
+                run = build_run(args, state, processes, precision, stop)
+                facts = run_facts(args, processes)
+                if processes.rank == 0:
+                    (folder / "options.json").write_text(json.dumps(facts, indent=2) + "\n")
+                return train(args, folder, run, state, facts, say)
     except TrainingError as error:
         print(f"{args.task_name}: {error}", file=sys.stderr)
         return 1
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            traceback.print_exc()
+            return 1
+        reason = str(error).splitlines()[0]
+        print(
+            f"{args.task_name}: {reason}: too little memory, or shared memory (/dev/shm; "
+            "docker run --shm-size 16G); --num_workers 0 does without",
+            file=sys.stderr,
+        )
+        return 1
     except Exception:  # uncaught, it would keep the readers of data, and so the process, alive
         traceback.print_exc()
         return 1

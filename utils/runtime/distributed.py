@@ -18,17 +18,13 @@ import torch
 import torch.distributed as dist
 
 from utils.runtime.device import choose_device
+from utils.runtime.launch import is_launched
 
 T = TypeVar("T")
 
 POLL_SECONDS = 0.2
 # One of those that train may validate or write a checkpoint for long, while the others wait.
 TIMEOUT = timedelta(hours=2)
-
-
-def is_launched() -> bool:
-    """Whether torchrun or `run_local` started this process."""
-    return "RANK" in os.environ
 
 
 def rank_and_count() -> tuple[int, int]:
