@@ -1,8 +1,10 @@
 """The report's figures: slices by OpenCV; curves by matplotlib, in Okabe and Ito's colours."""
 
 import io
+import warnings
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -83,6 +85,11 @@ def _draw_slice(
     return picture
 
 
+# Names are as people write them: text that the browser's fonts show, and no formulas between $.
+as_written = rc_context({"svg.fonttype": "none", "text.parse_math": False})
+
+
+@as_written
 def draw_curves(groups: dict[str, np.ndarray], metric: str) -> str:
     """A metric against clicks.
 
@@ -111,6 +118,7 @@ def draw_curves(groups: dict[str, np.ndarray], metric: str) -> str:
     return _as_svg(figure, ax)
 
 
+@as_written
 def draw_seconds(groups: dict[str, np.ndarray], limit: float) -> str:
     """Seconds per object of each case against the limit, a row per group -> an SVG."""
     figure = Figure((9.2, 0.9 + 0.28 * len(groups)), layout="constrained")
@@ -146,6 +154,8 @@ def _as_svg(figure: Figure, ax: Axes) -> str:
     ax.grid(color="#dddddd", linewidth=0.6)
     ax.set_axisbelow(True)
     file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # only guesses how wide they are
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
     return svg[svg.index("<svg") :]
