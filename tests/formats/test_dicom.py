@@ -180,6 +180,7 @@ def change(**values):
             "expected grey values, got RG",
         ),
         (change(PhotometricInterpretation="PALETTE COLOR"), "expected grey values, got PALETTE"),
+        (change(NumberOfFrames=0), "expected a Number of Frames above 0, got 0"),
         (change(ModalityLUTSequence=[Dataset()]), "expected a slope and intercept, got a table"),
     ],
 )
@@ -252,7 +253,7 @@ def test_what_is_no_image_is_left_aside(tmp_path):
 
 
 def test_damaged_files_are_named(tmp_path):
-    for kept in (0, 200, 400, -3, -60):
+    for kept in (0, 100, 200, 400, -3, -60):
         folder = save(tmp_path / f"cut{kept}", slices())
         last = max(folder.iterdir())
         last.write_bytes(last.read_bytes()[:kept])

@@ -23,9 +23,13 @@ from pydicom.uid import UID, ImplicitVRLittleEndian, RLELossless
 from utils.formats.image_header import is_dicom
 from utils.formats.npz import MAX_VOLUME_BYTES
 
+OWN = ("SeriesInstanceUID", "Modality")  # what is no image has others than the images beside it
+OF_IMAGES = ("Rows", "Columns", "BitsAllocated", "PixelRepresentation")  # all have them
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # no images
 DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
 WHOLE = "expected whole files of one series"
+# What Python raises of values that are not what a tag is for.
+MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError)
 STEP_TOLERANCE = 0.25  # distances of slices by which one may lie off its place
 SAME = 1e-3  # mm, and cosines of a direction, by which slices are alike
 SHOWN = 3  # names in a message, of many
@@ -80,28 +84,31 @@ def read_dicom(path: Path, notices: list[str]) -> sitk.Image:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's, of values that break a rule of the standard
-        headers = _images(path, notices)
-        slices = [part for file, header in headers.items() for part in _slices(file, header)]
-        if len(slices) == 1 and not path.is_dir():
-            raise ValueError("expected the folder of its series, got one slice")
-        ordered, thickness = in_order(slices)
-        (height, width), count = ordered[0].shape, len(ordered)
-        if thickness is None:
-            thickness = _thickness(next(iter(headers.values())))
-        if 4 * count * height * width > MAX_VOLUME_BYTES:
-            raise ValueError(f"expected at most {MAX_VOLUME_BYTES} bytes, got {count} slices")
-        volume = np.empty((count, height, width), np.float32)
-        held: dict[Path, np.ndarray] = {}
-        for plane, part in zip(volume, ordered, strict=True):
-            if part.file not in held:  # frames of a file follow each other, or not, in one file
-                held = {part.file: _frames(part.file, headers[part.file], slices)}
-            plane[:] = held[part.file][part.frame]
-        if any(
-            header.get("PhotometricInterpretation") == "MONOCHROME1" for header in headers.values()
-        ):
-            notices.append(
-                "MONOCHROME1: viewers show it inverted; its values are taken as they are"
-            )
+        try:
+            return _volume(path, notices)
+        except MALFORMED as error:
+            raise ValueError(f"expected headers that can be used: {error}") from error
+
+
+def _volume(path: Path, notices: list[str]) -> sitk.Image:
+    headers = _images(path, notices)
+    slices = [part for file, header in headers.items() for part in _slices(file, header)]
+    if len(slices) == 1 and not path.is_dir():
+        raise ValueError("expected the folder of its series, got one slice")
+    ordered, thickness = in_order(slices)
+    (height, width), count = ordered[0].shape, len(ordered)
+    if thickness is None:
+        thickness = _thickness(next(iter(headers.values())))
+    if 4 * count * height * width > MAX_VOLUME_BYTES:
+        raise ValueError(f"expected at most {MAX_VOLUME_BYTES} bytes, got {count} slices")
+    volume = np.empty((count, height, width), np.float32)
+    held: dict[Path, np.ndarray] = {}
+    for plane, part in zip(volume, ordered, strict=True):
+        if part.file not in held:
+            held = {part.file: _frames(part.file, headers[part.file], slices)}
+        plane[:] = held[part.file][part.frame]
+    if any(h.get("PhotometricInterpretation") == "MONOCHROME1" for h in headers.values()):
+        notices.append("MONOCHROME1: viewers show it inverted; its values are taken as they are")
     image = sitk.GetImageFromArray(volume)
     first = ordered[0]
     image.SetSpacing((float(first.spacing[1]), float(first.spacing[0]), thickness))
@@ -119,17 +126,21 @@ def _images(path: Path, notices: list[str]) -> dict[Path, Dataset]:
     files = [file for file in files if file.is_file() and not file.name.startswith(".")]
     headers = {file: _header(file) for file in files if is_dicom(file)}
     found = {file: header for file, header in headers.items() if _is_image(header)}
-    classes = {_class_of(header) for header in found.values()}
+    of_images = {header.get(keyword) for header in found.values() for keyword in OWN}
     endings = {file.suffix for file in found}
     for file in files:
         if file.stat().st_size == 0 and file.suffix in endings:
             raise ValueError(f"{WHOLE}, got {file.name}, which is empty")
+        if file not in headers and file.suffix and file.suffix in endings:
+            raise ValueError(f"{WHOLE}, got {file.name}, which does not begin as DICOM")
     aside: Counter[str] = Counter()
     for file, header in headers.items():
         if file in found or _class_of(header) == DIRECTORY:
             continue
-        if "SOPClassUID" not in header or _class_of(header) in classes:
-            raise ValueError(f"{WHOLE}, got {file.name}, which is cut off in its header")
+        is_part = any(keyword in header for keyword in OF_IMAGES)
+        is_part &= _class_of(header) not in SEGMENTATIONS
+        if is_part or any(header.get(keyword) in {None, *of_images} for keyword in OWN):
+            raise ValueError(f"{WHOLE}, got {file.name}, whose header lacks something")
         aside[str(header.get("Modality") or "without a modality")] += 1
     if aside and found:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(aside.items()))
@@ -197,7 +208,10 @@ def _slices(file: Path, header: Dataset) -> list[Slice]:
         ValueError: It does not say what they are and where they lie.
     """
     try:
-        count = int(header.get("NumberOfFrames") or 1)
+        given = header.get("NumberOfFrames")
+        count = 1 if given in (None, "") else int(given)
+        if count < 1 or (count > 1 and count != given):
+            raise ValueError(f"{file.name}: expected a Number of Frames above 0, got {given}")
         groups = header.get("PerFrameFunctionalGroupsSequence")
         if count > 1 and (not groups or len(groups) != count):
             raise ValueError(
@@ -210,7 +224,7 @@ def _slices(file: Path, header: Dataset) -> list[Slice]:
         if header.get("ModalityLUTSequence"):
             raise ValueError(f"{file.name}: expected a slope and intercept, got a table of values")
         return [_slice(file, header, number) for number in range(count)]
-    except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
+    except MALFORMED as error:
         raise ValueError(f"{file.name}: expected a header that can be used: {error}") from error
 
 
