@@ -30,10 +30,13 @@ from bench import (
     common,
     compare_results,
     draw_samples,
+    fuzz_dicom,
     fuzz_reader,
+    odd_files,
 )
 from conftest import ROOT, SHAPE, TINY_HYBRID, case_arrays
 from runs import write_native_cases
+from scans import write_series, written
 from utils.evaluation.protocol import play
 from utils.evaluation.report.folder import Folder
 from utils.evaluation.report.results import collect, write_segs
@@ -204,6 +207,26 @@ def test_without_cases_no_prompt_is_played(tmp_path, small_checkpoint, capsys):
     args = ["--cases", str(tmp_path / "none"), "--checkpoint", str(small_checkpoint)]
     assert bench_prompts.main(bench_prompts.get_args_parser().parse_args(args)) == 2
     assert "expected cases in" in capsys.readouterr().err
+
+
+def test_fuzzing_reads_as_many_series_as_asked(capsys):
+    fuzz_dicom.main(fuzz_dicom.get_args_parser().parse_args(["--series", "30"]))
+    assert capsys.readouterr().out.startswith("30 series in ")
+
+
+def test_odd_files_are_put_through_infer(tmp_path, capsys):
+    files = write_series(tmp_path / "series")
+    written(tmp_path / "scan.nii")
+    (tmp_path / "cut.nii").write_bytes(b"\x5c\x01")
+    assert odd_files.main(odd_files.get_args_parser().parse_args([str(tmp_path)])) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:-2]]
+    found = {place.removeprefix(f"{tmp_path.name}/"): outcome for place, outcome in rows}
+    size = " x ".join(map(str, SHAPE))
+    assert found["scan.nii"].startswith(f"read: {size}, labels 0 mm off at most")
+    assert found["series/"].startswith(f"read: {size}")
+    assert found["cut.nii"].startswith("refused: expected a whole file")
+    assert len(found) == 3 + len(list(files.iterdir())) and lines[-1] == "0 faults"
 
 
 @pytest.mark.parametrize("of_a_case", [True, False])

@@ -181,6 +181,7 @@ def change(**values):
         ),
         (change(PhotometricInterpretation="PALETTE COLOR"), "expected grey values, got PALETTE"),
         (change(NumberOfFrames=0), "expected a Number of Frames above 0, got 0"),
+        (change(RescaleSlope=[1, 2]), r"expected 1 numbers as RescaleSlope, got \[1.0, 2.0\]"),
         (change(ModalityLUTSequence=[Dataset()]), "expected a slope and intercept, got a table"),
     ],
 )
@@ -249,7 +250,7 @@ def test_what_is_no_image_is_left_aside(tmp_path):
     np.testing.assert_array_equal(values, VALUES)
     assert notice == "files without an image are left aside: 1 SEG, 1 SR"
     alone = save(tmp_path / "report", [report])
-    refused(alone, "expected the files of one DICOM series, got SR alone")
+    refused(alone, "expected the files of one DICOM series, got SR without an image")
 
 
 def test_damaged_files_are_named(tmp_path):

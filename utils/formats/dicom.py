@@ -18,6 +18,7 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.uid import UID, ImplicitVRLittleEndian, RLELossless
 
 from utils.formats.image_header import is_dicom
@@ -153,7 +154,7 @@ def _images(path: Path, notices: list[str]) -> dict[Path, Dataset]:
         notices.append(f"each of its {len(found)} files is a series by its UID; taken as one")
     elif len(series) != 1:
         names = [f"{uid or 'one without a UID'} ({len(of)} files)" for uid, of in series.items()]
-        got = _brief(names) or ", ".join(f"{kind} alone" for kind in aside) or "none"
+        got = _brief(names) or ", ".join(f"{kind} without an image" for kind in aside) or "none"
         raise ValueError(f"expected the files of one DICOM series, got {got}; a folder for each")
     return found
 
@@ -208,10 +209,10 @@ def _slices(file: Path, header: Dataset) -> list[Slice]:
         ValueError: It does not say what they are and where they lie.
     """
     try:
-        given = header.get("NumberOfFrames")
-        count = 1 if given in (None, "") else int(given)
-        if count < 1 or (count > 1 and count != given):
-            raise ValueError(f"{file.name}: expected a Number of Frames above 0, got {given}")
+        (frames,) = _numbers(file, "NumberOfFrames", header.get("NumberOfFrames", 1), 1) or (1.0,)
+        count = int(frames)
+        if count < 1 or count != frames:
+            raise ValueError(f"{file.name}: expected a Number of Frames above 0, got {frames:g}")
         groups = header.get("PerFrameFunctionalGroupsSequence")
         if count > 1 and (not groups or len(groups) != count):
             raise ValueError(
@@ -230,13 +231,8 @@ def _slices(file: Path, header: Dataset) -> list[Slice]:
 
 def _slice(file: Path, header: Dataset, frame: int) -> Slice:
     def told(group: str, keyword: str, count: int) -> np.ndarray | None:
-        values = _told(header, frame, group, keyword)
-        if values is None or values == "":
-            return None
-        numbers = np.array(values, float).ravel()
-        if numbers.shape != (count,) or not np.isfinite(numbers).all():
-            raise ValueError(f"{file.name}: expected {count} numbers as {keyword}, got {values}")
-        return numbers
+        found = _numbers(file, keyword, _told(header, frame, group, keyword), count)
+        return None if found is None else np.array(found)
 
     position, rows, spacing = (told(*where) for where in PLACES.values())
     for name, value in zip(PLACES, (position, rows, spacing), strict=True):
@@ -266,6 +262,20 @@ def _slice(file: Path, header: Dataset, frame: int) -> Slice:
         None if slope is None else float(slope[0]),
         None if intercept is None else float(intercept[0]),
     )
+
+
+def _numbers(file: Path, keyword: str, values: Any, count: int) -> list[float] | None:
+    """What a tag holds, None if nothing; raises ValueError for what are not so many numbers."""
+    if values is None or values == "":
+        return None
+    listed = list(values) if isinstance(values, (list, MultiValue)) else [values]
+    try:
+        found = [float(value) for value in listed]
+    except (TypeError, ValueError):
+        found = []
+    if len(found) != count or not np.isfinite(found).all():
+        raise ValueError(f"{file.name}: expected {count} numbers as {keyword}, got {values!r:.60}")
+    return found
 
 
 # What places a slice: in which functional group of a frame, its keyword, and how many numbers.
