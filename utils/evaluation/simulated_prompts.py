@@ -84,6 +84,11 @@ def challenge_box(mask: np.ndarray, rng: np.random.Generator) -> tuple[Box, int]
     return extent.box(pixels_of_shift(draw_shift(rng), sides), sides), extent.middle
 
 
+def box_of(mask: np.ndarray, rng: np.random.Generator) -> dict[str, int]:
+    """The box of a (D, H, W) bool mask, by `challenge_box`, as a challenge file stores it."""
+    return stored_box(*challenge_box(mask, rng))
+
+
 def challenge_boxes(seg: np.ndarray, labels: Sequence[int], seed: int) -> np.ndarray:
     """The boxes of these labels, in their order, as a challenge file stores them.
 
@@ -97,7 +102,7 @@ def challenge_boxes(seg: np.ndarray, labels: Sequence[int], seed: int) -> np.nda
     """
     rng = np.random.default_rng(seed)
     boxes = np.empty(len(labels), object)
-    boxes[:] = [stored_box(*challenge_box(seg == label, rng)) for label in labels]
+    boxes[:] = [box_of(seg == label, rng) for label in labels]
     return boxes
 
 

@@ -141,7 +141,8 @@ def _images(path: Path, notices: list[str]) -> dict[Path, Dataset]:
         is_part = any(keyword in header for keyword in OF_IMAGES)
         is_part &= _class_of(header) not in SEGMENTATIONS
         if is_part or any(header.get(keyword) in {None, *of_images} for keyword in OWN):
-            raise ValueError(f"{WHOLE}, got {file.name}, whose header lacks something")
+            lacks = [word for word in ("Rows", "Columns", *OWN) if word not in header]
+            raise ValueError(f"{WHOLE}, got {file.name}, which has no {', '.join(lacks)}")
         aside[str(header.get("Modality") or "without a modality")] += 1
     if aside and found:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(aside.items()))
