@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from utils.inference.load import checkpoint_path, load_model
 from utils.options import add_model_options, int_from, model_defaults
 from utils.runtime.distributed import Workers, run_local
 from utils.runtime.launch import check_launch, is_launched
+from utils.runtime.lock import locked
 
 ROOT = Path(__file__).resolve().parent
 # Code of which no result depends: a change there is no reason to compute again.
@@ -252,9 +253,26 @@ def main(args: argparse.Namespace) -> int:
     if args.jobs > 1 and not is_launched():
         return run_local(args.jobs, [__file__, *sys.argv[1:]])
     folder, workers = Folder(args.outputs), Workers()
-    status = workers.agree(lambda: prepare(folder, args))
-    if status:
-        return status
+    with ExitStack() as held:
+        status = workers.agree(lambda: hold(held, args.outputs) or prepare(folder, args))
+        return status or evaluate(entries, folder, workers, args)
+
+
+def hold(held: ExitStack, outputs: Path) -> int:
+    """Lock the folder until the stack ends; returns the exit status: 2 if another has it."""
+    try:
+        outputs.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(outputs, "--outputs"))
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def evaluate(
+    entries: list[Entry], folder: Folder, workers: Workers, args: argparse.Namespace
+) -> int:
+    """Evaluate this process's share of the cases, and write the report; returns the exit status."""
     try:
         method = make_method(args, folder)
     except (OSError, ValueError) as error:

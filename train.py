@@ -97,7 +97,7 @@ def main(args: argparse.Namespace) -> int:
                     print(message, flush=True)
 
             folder.mkdir(parents=True, exist_ok=True)
-            with locked(folder) if processes.rank == 0 else nullcontext():
+            with locked(folder, "--task_name") if processes.rank == 0 else nullcontext():
                 check_options(args, folder)  # another run may have ended since
                 precision = choose_precision(args.amp, processes.device)
                 state = build_state(args, folder / LATEST, processes, precision, say)

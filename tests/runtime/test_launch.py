@@ -53,7 +53,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from utils.runtime.lock import locked
-with locked(Path(sys.argv[1])):
+with locked(Path(sys.argv[1]), "--outputs"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -65,10 +65,10 @@ def test_a_folder_is_one_process_at_a_time(tmp_path, capsys):
     with subprocess.Popen(command, cwd=ROOT, **pipes) as other:
         assert other.stdout.readline() == "held\n"
         message = f"process {other.pid} on .* writes to it: .* --task_name"
-        with pytest.raises(ValueError, match=message), locked(tmp_path):
+        with pytest.raises(ValueError, match=message), locked(tmp_path, "--task_name"):
             pass
         other.kill()
         other.wait()
     for _ in range(2):  # whose lock ended with it
-        with locked(tmp_path):
+        with locked(tmp_path, "--task_name"):
             assert (tmp_path / "lock").read_text().startswith("process ")
