@@ -177,9 +177,12 @@ def change(**values):
         (change(ImagePositionPatient=[-20, -20, 105]), "expected slices one above the other"),
         (
             change(PhotometricInterpretation="RGB", SamplesPerPixel=3),
-            "expected grey values, got RG",
+            "expected grey values, got 3 of RGB each",
         ),
-        (change(PhotometricInterpretation="PALETTE COLOR"), "expected grey values, got PALETTE"),
+        (
+            change(PhotometricInterpretation="PALETTE COLOR"),
+            "expected grey values, got 1 of PALETTE",
+        ),
         (change(NumberOfFrames=0), "expected a Number of Frames above 0, got 0"),
         (change(RescaleSlope=[1, 2]), r"expected 1 numbers as RescaleSlope, got \[1.0, 2.0\]"),
         (change(ModalityLUTSequence=[Dataset()]), "expected a slope and intercept, got a table"),

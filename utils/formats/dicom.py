@@ -221,8 +221,9 @@ def _slices(file: Path, header: Dataset) -> list[Slice]:
                 "frames that do not: convert it"
             )
         kind = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
-        if int(header.get("SamplesPerPixel", 1)) != 1 or not kind.startswith("MONOCHROME"):
-            raise ValueError(f"{file.name}: expected grey values, got {kind}")
+        (samples,) = _numbers(file, "SamplesPerPixel", header.get("SamplesPerPixel", 1), 1) or (1,)
+        if samples != 1 or not kind.startswith("MONOCHROME"):
+            raise ValueError(f"{file.name}: expected grey values, got {samples:g} of {kind} each")
         if header.get("ModalityLUTSequence"):
             raise ValueError(f"{file.name}: expected a slope and intercept, got a table of values")
         return [_slice(file, header, number) for number in range(count)]
