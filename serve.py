@@ -1,0 +1,118 @@
+"""Serve the network to 3D Slicer, napari and MITK, through their nnInteractive extensions.
+
+    python serve.py
+    python serve.py --host 0.0.0.0 --window abdomen
+
+Prints the address and the key that the extension asks for. By default only programs of this
+machine reach it; docs/interactive.md has the steps in each viewer, and a remote machine.
+"""
+
+import argparse
+import secrets
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from segment_anything import __version__
+from utils.formats.intensity import CT_WINDOWS, parse_window
+from utils.options import int_from
+
+ROOT = Path(__file__).resolve().parent
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"SAM-Med3D {__version__}")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int_from(0, 65535), default=1527, help="0: any that is free")
+    parser.add_argument(
+        "--allow-host",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names or addresses, beside those of this machine, by which clients may call it",
+    )
+    parser.add_argument("--api-key", help="that clients must show; default: a new one, printed")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="default: the best of those found in ckpt/ (see README)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument(
+        "--window",
+        help=f"of CT: {', '.join(CT_WINDOWS)} or LEVEL,WIDTH in HU; default: abdomen for what "
+        "looks like HU, percentiles for all else",
+    )
+    parser.add_argument("--max-sessions", type=int_from(1, 1000), default=4)
+    parser.add_argument("--idle-timeout", type=float, default=600, help="seconds, of the user")
+    parser.add_argument("--liveness-timeout", type=float, default=60, help="seconds, of the client")
+    parser.add_argument("--max-gb", type=float, default=4, help="of an image, unpacked")
+    return parser
+
+
+def main(args: argparse.Namespace) -> int:
+    """Returns the exit status: 0 after SIGTERM or Ctrl-C, 2 if it can't begin."""
+    import uvicorn
+
+    from utils.inference.checkpoint import adaptive_settings, build_model, read_checkpoint
+    from utils.inference.load import checkpoint_path
+    from utils.runtime.device import choose_device
+    from utils.serving.app import Server
+    from utils.serving.leases import Leases
+    from utils.serving.session import Session
+
+    try:
+        window = parse_window(args.window) if args.window else None
+        checkpoint = read_checkpoint(checkpoint_path(args))
+        settings = adaptive_settings(checkpoint)
+        model = build_model(checkpoint).to(choose_device(args.device))
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    leases = Leases(
+        lambda: Session(model, settings, args.precision, window),
+        args.max_sessions,
+        args.idle_timeout,
+        args.liveness_timeout,
+    )
+    key = args.api_key if args.api_key is not None else secrets.token_urlsafe(18)
+    server = Server(
+        leases,
+        key,
+        int(args.max_gb * 2**30),
+        tuple(args.allow_host),
+        lambda line: print(line, flush=True),
+        draws=settings.drawings,
+        size=model.img_size,
+        licence="Apache-2.0" if checkpoint.path.parent == ROOT / "ckpt" else "",
+    )
+    config = uvicorn.Config(
+        server.app(), args.host, args.port, log_level="error", timeout_graceful_shutdown=10
+    )
+
+    class Announced(uvicorn.Server):
+        """Says where it is once it is there."""
+
+        async def startup(self, sockets: list | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                port = self.servers[0].sockets[0].getsockname()[1]
+                name = "127.0.0.1" if args.host == "0.0.0.0" else args.host
+                print(f"{checkpoint.path.name} on {model.device}")
+                print(f"http://{name}:{port} key {key or '(none)'}", flush=True)
+
+        def handle_exit(self, number: int, frame: FrameType | None) -> None:
+            self.should_exit = True
+
+    serving = Announced(config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, serving.handle_exit)
+    serving.run()
+    return 0 if serving.started else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(get_args_parser().parse_args()))

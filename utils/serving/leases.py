@@ -1,0 +1,99 @@
+"""Which clients hold a session, and until when."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from utils.serving.session import Session
+
+
+class NoRoom(RuntimeError):
+    """All sessions are held."""
+
+
+class Gone(RuntimeError):
+    """A lease that was released, has expired, or never was."""
+
+
+@dataclass
+class Lease:
+    """A client's hold on a session.
+
+    Attributes:
+        token: What the client shows.
+        session: Its own.
+        acted: When the user last did something, in seconds of the monotonic clock.
+        alive: When the client was last heard of.
+        turn: Held by the one of its requests that is worked on.
+    """
+
+    token: str
+    session: Session
+    acted: float
+    alive: float
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Leases:
+    """All leases; those that end free their sessions.
+
+    Args:
+        make: Makes a session.
+        most: Leases at a time.
+        idle: Seconds without an action of the user after which one ends.
+        liveness: Seconds without a word of the client.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Session],
+        most: int,
+        idle: float,
+        liveness: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.make, self.most, self.idle, self.liveness = make, most, idle, liveness
+        self.clock = clock
+        self._held: dict[str, Lease] = {}
+
+    def claim(self) -> Lease:
+        """A new lease; raises NoRoom."""
+        self.expire()
+        if len(self._held) >= self.most:
+            raise NoRoom(f"all {self.most} sessions are in use: try again later")
+        now = self.clock()
+        lease = Lease(secrets.token_urlsafe(24), self.make(), now, now)
+        self._held[lease.token] = lease
+        return lease
+
+    def get(self, token: str, is_action: bool) -> Lease:
+        """The lease of a token; raises Gone."""
+        self.expire()
+        lease = self._held.get(token)
+        if lease is None:
+            raise Gone("the session has ended: connect again")
+        lease.alive = self.clock()
+        if is_action:
+            lease.acted = lease.alive
+        return lease
+
+    def release(self, token: str) -> None:
+        self._held.pop(token, None)
+
+    def remaining(self, lease: Lease) -> float:
+        """Seconds until it ends unless the user does something."""
+        return max(0.0, lease.acted + self.idle - self.clock())
+
+    def is_held(self, lease: Lease) -> bool:
+        return lease.token in self._held
+
+    def expire(self) -> None:
+        """End the leases whose time is over; one that is worked on lives."""
+        now = self.clock()
+        for token, lease in list(self._held.items()):
+            is_over = now > lease.acted + self.idle or now > lease.alive + self.liveness
+            if is_over and not lease.turn.locked():
+                del self._held[token]
