@@ -2,27 +2,31 @@
 
     python bench/bench_prompts.py --cases val --checkpoint ckpt/sam_med3d_small.safetensors
     python bench/bench_prompts.py --cases val --depths
+    python bench/bench_prompts.py --cases val --checkpoint ckpt/sam_med3d_small.safetensors --turns
 
 For each kind the objects of all cases begin with such a prompt, drawn as in training by the case's
 and the object's number, or with the case's own box; then the evaluator clicks as in its protocol.
 DSC is averaged over the objects of a case, then over the cases. --depths measures the rule for the
-depth of an object that is drawn on in one slice, beside others.
+depth of an object that is drawn on in one slice, beside others. --turns plays the boxes of objects
+with the axes of the volumes in every order, as viewers may hand them over.
 """
 
 import argparse
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.common import origin, print_header, print_row
-from segment_anything.prompts import Prompts
+from segment_anything.prompts import Box, Prompts
 from utils.evaluation.protocol import ROUNDS, play, timed_predictor
 from utils.evaluation.simulated_prompts import bounding_box
 from utils.formats.case import LabelledCase, read_labelled_case
@@ -54,6 +58,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cases", type=Path, required=True, help="folder of cases with gts")
     parser.add_argument("--checkpoint", type=Path, help="of a network that draws its prompts")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--turns", action="store_true", help="the axes in every order")
     parser.add_argument("--depths", action="store_true", help="of the objects, without a network")
     return parser
 
@@ -82,6 +87,37 @@ def begun(labelled: LabelledCase, kind: str, number: int) -> LabelledCase:
     )
     objects = tuple(Prompts(drawings=(drawing,)) for drawing in drawings)
     return replace(labelled, case=replace(case, objects=objects, rounds=1))
+
+
+def turned(labelled: LabelledCase, order: tuple[int, ...]) -> LabelledCase:
+    """A case with its axes (z, y, x) in another order, and its boxes with them."""
+    case = labelled.case
+
+    def exchanged(values: Sequence[Any]) -> Any:
+        return tuple(values[axis] for axis in order)
+
+    objects = tuple(
+        replace(p, box=p.box and Box(exchanged(p.box.start), exchanged(p.box.stop)))
+        for p in case.objects
+    )
+    image, truth = (
+        np.ascontiguousarray(volume.transpose(order)) for volume in (case.image, labelled.truth)
+    )
+    case = replace(case, image=image, spacing=exchanged(case.spacing), objects=objects)
+    return replace(labelled, case=case, truth=truth)
+
+
+def bench_turns(cases: list[LabelledCase], segment: Segmenter) -> None:
+    """Print DSC of the cases with boxes for each order of their axes."""
+    print_header("axes", "cases", "box", *(f"+ {i}" for i in range(1, ROUNDS)))
+    boxed = [labelled for labelled in cases if labelled.case.rounds]
+    for order in permutations(range(3)):
+        curves = []
+        for labelled in boxed:
+            played = play(turned(labelled, order), timed_predictor(segment), math.inf)
+            curves.append([float(one.scores[:, 0].mean()) for one, _ in played])
+        cells = (f"{value:.3f}" for value in np.mean(curves, axis=0))
+        print_row(", ".join("zyx"[axis] for axis in order), len(boxed), *cells)
 
 
 def bench_kinds(cases: list[LabelledCase], segment: Segmenter, kinds: Iterable[str]) -> None:
@@ -145,7 +181,11 @@ def main(args: argparse.Namespace) -> int:
         settings = adaptive_settings(read)
         if not settings.drawings:
             print(f"{args.checkpoint}: trained without drawings", file=sys.stderr)
-        bench_kinds(cases, make_segmenter(build_model(read), "adaptive", settings), args.kinds)
+        segment = make_segmenter(build_model(read), "adaptive", settings)
+        if args.turns:
+            bench_turns(cases, segment)
+        else:
+            bench_kinds(cases, segment, args.kinds)
     return 0
 
 

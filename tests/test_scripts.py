@@ -25,6 +25,7 @@ from bench import (
     bench_infer,
     bench_memory,
     bench_prompts,
+    bench_serve,
     bench_train,
     classical,
     common,
@@ -201,6 +202,20 @@ def test_each_kind_of_prompt_is_played(run, labelled, small_checkpoint):
             row[0] == "one click"
         ]
         assert row[8].endswith("% of 10")
+
+
+def test_boxes_are_played_with_the_axes_in_every_order(run, labelled, small_checkpoint):
+    options = ("--cases", labelled, "--checkpoint", small_checkpoint, "--turns")
+    (rows,) = run(bench_prompts, *options)
+    assert [row[0] for row in rows][::5] == ["z, y, x", "x, y, z"]
+    assert len(rows) == 6 and all(row[1] == "1" for row in rows)
+
+
+def test_a_server_is_timed_and_survives(run, small_checkpoint):
+    options = ("--checkpoint", small_checkpoint, "--leases", "3", "--bodies", "40")
+    trips, leases = run(bench_serve, *TINY, *options)
+    assert [row[0] for row in trips] == ["set_image", "first box", "click", "undo"]
+    assert leases[0][0] == "3"
 
 
 def test_without_cases_no_prompt_is_played(tmp_path, small_checkpoint, capsys):
