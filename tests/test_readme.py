@@ -30,6 +30,8 @@ TRAINED += " --device cpu"
 # What is added to a command, or put in place of a part, so that it takes seconds on a CPU.
 CHANGES = {
     "sh test.sh": "sh test.sh --collect-only -q tests/segment_anything/test_roi.py",
+    "sh serve.sh": "sh serve.sh --help",
+    "sh serve.sh --host 0.0.0.0": "sh serve.sh --help",
     "sh test.sh -m slow": "sh test.sh --collect-only -q -m slow tests/test_readme.py",
     'sh test.sh -m "not slow and not gpu" --cov': "sh test.sh --collect-only -q --cov tests",
     "--task_name docker": f"--task_name docker {TRAINED} --data data/prepared",

@@ -74,6 +74,13 @@ def test_shapes_of_a_label_map():
     assert set(torch.unique(whole).tolist()) == set(range(int(whole.max()) + 1)) and not names
 
 
+def test_a_part_of_a_map_where_nothing_is_gives_way_to_other_shapes(monkeypatch):
+    monkeypatch.setattr(synthetic, "MAPPED", 1.0)
+    monkeypatch.setattr(synthetic, "DISTRACTORS", 0.0)
+    for seed in range(30):
+        assert make(seed, [lambda: LabelMap(np.zeros((50, 60, 70), np.uint8))]).gts.any()
+
+
 def test_names_stay_with_their_labels():
     called = {i: f"block {i}" for i in range(1, 28) if i != 14}
     grid = synthetic.deformed_grid(fields_of(1))

@@ -62,7 +62,9 @@ def make_case(
     names: Mapping[int, str] = {}
     if maps and fields.happens(MAPPED):
         labels, names = deformed_labels(fields, grid, maps[fields.integer(0, len(maps) - 1)]())
-        if fields.happens(LESIONS):
+        if not labels.any():  # a part of the map where nothing is
+            labels = organs(fields, grid)
+        elif fields.happens(LESIONS):
             labels = with_lesions(fields, grid, labels)
     elif fields.happens(0.3):
         labels = cells(fields, grid)
