@@ -54,6 +54,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--state", type=Path, help="weights, or the folder of results of a run that is to go on"
     )
+    parser.add_argument("--shapes", type=Path, nargs="+", help="as of train.py")
+    parser.add_argument("--weigh", nargs="+", help="as of train.py")
+    parser.add_argument("--synthetic", type=int, default=0, help="as of train.py, for the last run")
     parser.add_argument("--minutes", type=float, default=9, help="that all may take")
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, with tiny sizes")
     return parser
@@ -124,6 +127,9 @@ def rates(args: argparse.Namespace, folder: Path, end: float) -> tuple[str, bool
 def train(args: argparse.Namespace, folder: Path, end: float) -> tuple[str, bool]:
     """Train until SAVING seconds before `end`, and leave the state and the weights in --out."""
     options = ["--num_epochs", "1" if args.dry_run else "100000", "--resume"]
+    options += ["--synthetic", str(args.synthetic)]
+    options += ["--shapes", *map(str, args.shapes)] if args.shapes else []
+    options += ["--weigh", *args.weigh] if args.weigh else []
     if args.state and args.state.is_dir():
         state = folder / "run" / LATEST
         state.parent.mkdir(parents=True)
@@ -160,6 +166,7 @@ def main(args: argparse.Namespace) -> int:
     end = time.monotonic() + 60 * args.minutes
     args.out.mkdir(parents=True)
     args.out, args.data, args.state = (p and p.resolve() for p in (args.out, args.data, args.state))
+    args.shapes = [path.resolve() for path in args.shapes or ()]
     title = f"# {origin('cpu' if args.dry_run else 'cuda')}"
     found = [title + ("; tiny sizes: what is measured means nothing" if args.dry_run else "")]
     failed = []

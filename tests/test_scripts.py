@@ -363,9 +363,12 @@ def test_a_gpu_is_measured_with_one_command(tmp_path):
             text=True,
         )
 
-    first = measure("first")
+    shapes = tmp_path / "shapes.npz"
+    np.savez(shapes, gts=np.ones((30, 30, 30), np.uint8), spacing=np.ones(3))
+    more = ("--shapes", shapes, "--synthetic", "2", "--weigh", "data=2")
+    first = measure("first", *more)
     assert first.returncode == 0, first.stdout + first.stderr
-    encoder, processes, stages, steps, rates = tables(first.stdout)
+    encoder, processes, batches, stages, steps, rates = tables(first.stdout)
     assert len(steps) == 4 and rates[0][0] == "4" and float(rates[0][1]) > 0
     assert "skipped" in first.stdout and "FAILED" not in first.stdout
     left = {path.name for path in (tmp_path / "first").iterdir()}

@@ -142,6 +142,7 @@ def _images(path: Path, notices: list[str]) -> dict[Path, Dataset]:
         is_part &= _class_of(header) not in SEGMENTATIONS
         if is_part or any(header.get(keyword) in {None, *of_images} for keyword in OWN):
             lacks = [word for word in ("Rows", "Columns", *OWN) if word not in header]
+            lacks = lacks or ["series of its own"]
             raise ValueError(f"{WHOLE}, got {file.name}, which has no {', '.join(lacks)}")
         aside[str(header.get("Modality") or "without a modality")] += 1
     if aside and found:
