@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from conftest import TINY_HYBRID
 from segment_anything import SamPredictor3D, sam_model_registry3D
 from segment_anything.bounds import AdaptiveSettings
 from utils.formats.intensity import CT_WINDOWS, scale_percentiles, scale_window
+from utils.serving import app
 from utils.serving.app import Server
 from utils.serving.leases import Gone, Leases, NoRoom
 from utils.serving.session import Session
@@ -424,3 +426,44 @@ def test_a_lease_that_is_dropped_in_mid_prediction(begun, url, model, monkeypatc
             asked.result(20)
     with nnInteractiveRemoteInferenceSession(url, api_key=KEY) as other:
         other.set_image(IMAGE[None], {})
+
+
+def test_a_client_that_stalls_holds_up_nobody(begun, url, monkeypatch):
+    monkeypatch.setattr(app, "STALL", 0.5)
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as stalled:
+        head = f"POST /predict HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\n"
+        head += f"X-Lease-Token: {begun._lease_token}\r\nContent-Length: 100\r\n\r\nfew"
+        stalled.sendall(head.encode())
+        begun.add_bbox_interaction(BOX, True)
+        assert begun.target_buffer.any()
+        answer = stalled.recv(1000).decode()
+    assert answer.startswith("HTTP/1.1 408 ") and "got nothing for" in answer
+
+
+def test_what_does_not_fit_into_memory_is_refused_and_the_others_go_on(begun, url, monkeypatch):
+    def too_large(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(app, "unpack", too_large)
+        with pytest.raises(httpx.HTTPStatusError) as error:
+            begun.set_image(IMAGE[None], {})
+        assert error.value.response.status_code == 413
+    begun.add_bbox_interaction(BOX, True)
+    assert begun.target_buffer.any()
+
+
+def test_a_line_is_logged_for_each_request(model):
+    with serving(model) as (url, lines):
+        with nnInteractiveRemoteInferenceSession(url, api_key=KEY) as client:
+            client.set_image((IMAGE * 8 - 1000)[None], {"spacing": list(SPACING)})
+        post(url, "/predict", "no lease")
+    assert [line.rsplit(" ms", 1)[0].rsplit(" ", 1)[0] for line in lines] == [
+        "POST /claim 200",
+        "GET /capabilities 200",
+        "POST /set_image 200",
+        "POST /release 200",
+        "POST /predict 410",
+    ]
+    assert "; 20x30x26 int16, grey levels by window 40,400" in lines[2]
