@@ -378,10 +378,33 @@ def test_containers_that_hold_themselves_end():
 def test_spacing_may_be_saved_as_objects(write_npz):
     case = read_case(write_npz(spacing=np.array([1.0, 2, 2.5], object)))
     assert case.spacing == (2.5, 2.0, 1.0)
-    with pytest.raises(CaseError, match="spacing: expected numbers, got other objects"):
+    with pytest.raises(CaseError, match="spacing: expected a few numbers, got other objects"):
         read_case(write_npz(spacing=np.array([1.0, "a", None], object)))
     with pytest.raises(CaseError, match="expected spacing as 3 positive numbers"):
         read_case(write_npz(spacing=np.array([1.0, 2], object)))
+
+
+def test_numbers_that_grow_when_they_are_read_are_refused(write_npz):
+    bomb = [0.5] * 10
+    for _ in range(40):  # 10^41 of them
+        bomb = [bomb] * 10
+    for spacing in (as_objects(bomb), as_objects([1.0] * 17), as_objects([1.0, True, 2.0])):
+        with pytest.raises(CaseError, match="spacing: expected a few numbers"):
+            read_case(write_npz(spacing=spacing))
+    with pytest.raises(CaseError, match="a number of 100001 bits is not admitted"):
+        read_case(write_npz(boxes=as_objects([{"z_min": 2**100_000}, {}])))
+
+
+def test_texts_and_numbers_in_fortran_order_are_read_in_their_own(write_npz):
+    kinds = [["fg", "fg", "bg"], ["bg", "fg", "fg"]]
+    clicks = as_objects(
+        [{"fg": np.asfortranarray([[1, 2, 3], [4, 5, 6]]), "bg": [[7, 8, 9]]} for _ in kinds]
+    )
+    case = read_case(write_npz(clicks=clicks, clicks_order=np.asfortranarray(kinds)))
+    for prompts, order in zip(case.objects, kinds, strict=True):
+        assert [click.is_foreground for click in prompts.clicks] == [k == "fg" for k in order]
+        points = [click.point for click in prompts.clicks if click.is_foreground]
+        assert points == [(1, 2, 3), (4, 5, 6)]
 
 
 def forged_array(dtype, data: bytes, shape: tuple = (2,)) -> bytes:

@@ -7,7 +7,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
 from utils.formats.dicom import kept_locale
 from utils.formats.images import read_image
@@ -264,6 +264,72 @@ def test_damaged_files_are_named(tmp_path):
         refused(folder, f"expected whole files of one series, got {last.name}")
 
 
+@pytest.mark.parametrize("names", ["1.2.840.{}", "IM{}", "im{}.DCM", "im{}.dcm"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "pointer", "link"])
+def test_a_slice_at_an_end_is_not_dropped_in_silence(tmp_path, names, damage):
+    """The others lie at equal distances, so nothing else tells."""
+    folder = tmp_path / "a"
+    folder.mkdir()
+    for i, part in enumerate(slices()):
+        part.save_as(folder / names.format(i), enforce_file_format=True)
+    last = folder / names.format(5)
+    content = {"empty": b"", "cut": last.read_bytes()[:50], "pointer": b"version https://git-lfs"}
+    if damage == "link":
+        last.unlink()
+        last.symlink_to(tmp_path / "nowhere")
+    else:
+        last.write_bytes(content[damage])
+    refused(folder, f"expected whole files of one series, got {last.name}")
+
+
+def test_slices_that_a_program_has_not_finished_are_not_dropped(tmp_path):
+    for ending in (".gz", ".part"):
+        folder = save(tmp_path / ending[1:], slices())
+        last = max(folder.iterdir())
+        last.write_bytes(last.read_bytes()[:60])
+        last.rename(folder / f"{last.name}{ending}")
+        refused(folder, f"got {last.name}{ending}, which does not begin as DICOM")
+
+
+def test_files_of_several_patients_or_phases_are_no_volume(tmp_path):
+    parts = slices()
+    for i, part in enumerate(parts):
+        part.SeriesInstanceUID, part.PatientID = f"1.2.3.{i}", f"patient {i // 3}"
+    refused(save(tmp_path / "patients", parts), "expected files of one PatientID, got patient 0")
+    parts = slices()
+    for i, part in enumerate(parts):
+        part.TemporalPositionIdentifier = i % 2
+    refused(save(tmp_path / "phases", parts), "expected files of one TemporalPositionIdentifier")
+
+
+def test_a_file_of_a_class_without_images_is_left_aside_whatever_else_it_says(tmp_path):
+    folder = save(tmp_path / "a", slices())
+    state = header("1.2.840.10008.5.1.4.1.1.11.1", "1.2.3", "PR", "1.2.3.99")
+    raw = header("1.2.840.10008.5.1.4.1.1.66", "1.2.7", "CT", "1.2.7.1")
+    save(folder, [state], prefix="state")
+    save(folder, [raw], prefix="raw")
+    values, (notice,), _ = read(folder)
+    np.testing.assert_array_equal(values, VALUES)
+    assert notice == "files without an image are left aside: 1 CT, 1 PR"
+
+
+def test_values_of_a_file_without_a_syntax_are_of_its_own_order(tmp_path):
+    folder = tmp_path / "big"
+    folder.mkdir()
+    for i, part in enumerate(slices(VALUES.astype(">i2"))):
+        part.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+        part.save_as(folder / f"{i}.dcm", enforce_file_format=True)
+        content = (folder / f"{i}.dcm").read_bytes()
+        syntax = b"\x02\x00\x10\x00UI\x14\x00" + b"1.2.840.10008.1.2.2\x00"
+        assert syntax in content
+        (folder / f"{i}.dcm").write_bytes(content.replace(syntax, b""))
+    try:
+        values, *_ = read(folder)
+    except ValueError:
+        return
+    np.testing.assert_array_equal(values, VALUES)
+
+
 def test_files_without_a_preamble_are_read(tmp_path):
     folder = save(tmp_path / "bare", slices(), ending="")
     for path in folder.iterdir():
@@ -321,6 +387,20 @@ def test_frames_that_say_where_they_lie_are_a_volume(tmp_path):
             np.testing.assert_array_equal(values, expected)
             np.testing.assert_allclose(image.GetSpacing(), SPACING[::-1])
             assert image.GetOrigin() == ORIGIN and not notices
+
+
+def test_compressed_frames_whose_rescaling_gdcm_does_not_know_are_refused(tmp_path):
+    made = enhanced()
+    made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7.3"
+    for item_ in made.PerFrameFunctionalGroupsSequence:
+        item_.PixelValueTransformationSequence[0].RescaleSlope = 2
+        item_.PixelValueTransformationSequence[0].RescaleIntercept = -1024
+    values, *_ = read(save(tmp_path / "plain", [made]))
+    np.testing.assert_array_equal(values, 2.0 * VALUES - 1024)
+    made.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    made.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f" + bytes(60)] * SHAPE[0])
+    made["PixelData"].VR = "OB"
+    refused(save(tmp_path / "packed", [made]), "compressed frames without a slope and intercept")
 
 
 def test_frames_that_do_not_are_refused_by_name(tmp_path):

@@ -77,6 +77,8 @@ def test_files_that_are_cut_off(tmp_path, nii, kept, is_gzip):
 def test_headers_of_nifti_that_itk_would_mend_or_hang_on(tmp_path, nii, at, kind, value, message):
     content = bytearray(nii)
     struct.pack_into(f"<{kind}", content, at, value)
+    if at in (84, 88):  # where there is an sform, it says the spacing
+        struct.pack_into("<h", content, 254, 0)
     (tmp_path / "scan.nii").write_bytes(content)
     with pytest.raises(ValueError, match=f"scan.nii: {message}"):
         read_image(tmp_path / "scan.nii")
@@ -104,6 +106,13 @@ def test_headers_of_nifti_that_itk_would_mend_or_hang_on(tmp_path, nii, at, kind
         ("a.mha", "NDims = 4294967296\n", "expected 3 dimensions"),
         ("a.mha", META + "Name = " + "a" * 99_999, "expected lines of at most 10000 bytes"),
         ("a.mha", META + "words\n", "expected lines KEY = VALUE"),
+        ("a.mha", META + "HeaderSize = 10\nElementDataFile = LOCAL\n", "expected HeaderSize = 0"),
+        (
+            "a.mha",
+            META + "ElementToIntensityFunctionSlope = 2\nElementDataFile = LOCAL\n",
+            "expected ElementToIntensityFunctionSlope = 1",
+        ),
+        ("a.mha", META + "BinaryData = False\nElementDataFile = LOCAL\n1 2", "got a text"),
         ("a.mha", META + "Name = \udcff\n", "expected text as line 5"),
     ],
 )
@@ -111,6 +120,34 @@ def test_headers_in_text_that_itk_would_follow_or_die_of(tmp_path, name, header,
     (tmp_path / name).write_bytes(header.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=f"{name}: .*{message}"):
         read_image(tmp_path / name)
+
+
+def test_damage_to_packed_data_is_seen(tmp_path, nii):
+    """MetaIO prints a line and goes on; a gzip stream that became longer never tells."""
+    for name in ("a.mha", "a.nrrd", "a.nii.gz"):
+        path = tmp_path / name
+        image = image_of(np.random.default_rng(1).integers(0, 50, (20, 30, 40)).astype(np.int16))
+        sitk.WriteImage(image, str(path), useCompression=True)
+        content = path.read_bytes()
+        rng, refused = random.Random(0), 0
+        start = len(content) // 4
+        for _ in range(60):
+            broken = bytearray(content)
+            broken[rng.randrange(start, len(content) - 10)] ^= 1 << rng.randrange(8)
+            path.write_bytes(broken)
+            try:
+                found = sitk.GetArrayFromImage(read_image(path))
+                np.testing.assert_array_equal(found, sitk.GetArrayFromImage(image))
+            except ValueError:
+                refused += 1
+        assert refused >= 55
+        path.write_bytes(content[: len(content) // 2])
+        with pytest.raises(ValueError, match="expected a whole file, got one that is cut off"):
+            read_image(path)
+    plain = written(tmp_path / "b.mha").read_bytes()
+    (tmp_path / "b.mha").write_bytes(plain[:-1])
+    with pytest.raises(ValueError, match="b.mha: expected a whole file"):
+        read_image(tmp_path / "b.mha")
 
 
 def test_a_sheared_grid_is_refused(tmp_path):

@@ -44,14 +44,27 @@ def test_what_a_window_does_not_show_is_refused(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda hu: (hu + 1024).clip(0), "no value is below 0, of 0 to .*: is it HU, or HU"),
-        (lambda hu: scale_window(hu, *ABDOMEN), "no value is below 0, of 0 to 1.."),
+        (
+            lambda hu: (hu + 1024).clip(0),
+            "no value is below 0, or hardly one, of 0 to .*: is it HU, or HU",
+        ),
+        (lambda hu: scale_window(hu, *ABDOMEN), "no value is below 0, or hardly one, of 0 to 1.."),
         (lambda hu: np.where(hu < 130, hu - 2000, hu), r"shows \d\.\d% of its voxels, of -30"),
     ],
 )
 def test_what_a_window_shows_badly_is_said(change, message):
     _, (notice,) = to_grey(change(body()), ABDOMEN)
     assert re.search(message, notice)
+
+
+@pytest.mark.parametrize("window", [(40.0, 80.0), (300.0, 400.0)])
+@pytest.mark.parametrize("noise", [0, -3])
+def test_a_window_above_0_says_so_too(window, noise):
+    """HU + 1024 in a brain's window, with or without a voxel below 0."""
+    shifted = (body() + 1024).clip(0)
+    shifted[0, 0, 0] = noise
+    _, (notice,) = to_grey(shifted, window)
+    assert "is it HU, or HU + 1024" in notice or "of its voxels, of" in notice
 
 
 def test_images_around_zero_keep_what_is_below_it():

@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 
 from data.nifti_to_npz import get_args_parser, main
-from scans import VALUES
+from scans import VALUES, write_series
 from utils.formats.images import read_image
 from utils.formats.nifti import TO_LPS, read_header
 from utils.formats.npz import CaseError
@@ -173,6 +173,22 @@ def test_headers_that_can_not_be_used(tmp_path, change, message):
     path.write_bytes(header.binaryblock + content[348:])
     with pytest.raises(ValueError, match=f"scan.nii: .*{message}"):
         read_image(path)
+
+
+@pytest.mark.parametrize("pixdim", [0.0, 3.0])
+def test_a_qfac_of_0_is_1(tmp_path, pixdim):
+    path = save(tmp_path / "scan.nii", codes=(0, 1))
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<f", content, 76, pixdim)
+    path.write_bytes(content)
+    _, labels = scan_and_labels(path)
+    np.testing.assert_array_equal(labels.affine, PLAIN)
+
+
+def test_a_folder_of_dicom_may_be_called_as_a_nifti_file(tmp_path):
+    folder = write_series(tmp_path / "scan.nii.gz")
+    scan = read_scan(folder, RawPrompts((RawObject(None, [(VOXEL, True)]),)))
+    assert scan.case.shape == VALUES.shape
 
 
 def test_a_qform_that_no_rotation_has_beside_an_sform(tmp_path):

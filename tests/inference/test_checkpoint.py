@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ckpt import export
 from conftest import TINY, TINY_HYBRID
@@ -220,11 +221,14 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_not_run(tmp_path, tiny_
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("text.pth", b"hello", "text.pth: not a PyTorch checkpoint: "),
+        ("text.pth", b"hello", "text.pth: not a PyTorch checkpoint, but a text"),
         ("a.pth", b"", "a.pth: not a PyTorch checkpoint, but an empty file"),
         ("a.pth", b"<!DOCTYPE html><html>sign in</html>" * 9, "checkpoint, but a web page"),
         ("a.pth", b"\n <html>" * 90, "not a PyTorch checkpoint, but a web page"),
         ("a.safetensors", b"<html></html>", "not a safetensors file, but a web page"),
+        ("a.pth", b"\xef\xbb\xbf<html>" * 9, "checkpoint, but a web page"),
+        ("a.pth", b"Access denied", "checkpoint, but a text that begins with 'Access denied'"),
+        ("a.pth", b"\x1f\x8b\x08" + bytes(50), "checkpoint, but a gzip file"),
         ("a.pth", b'{"error": "Entry not found"}', "checkpoint, but a JSON text"),
         (
             "a.pth",
@@ -255,6 +259,37 @@ def test_other_files_are_refused(name, content, message, tmp_path):
 def test_content_that_is_no_checkpoint(content, message, tmp_path):
     with pytest.raises(CheckpointError, match=message):
         load(save(tmp_path / "model.pth", content))
+
+
+def test_two_networks_in_a_file_are_not_mixed(tmp_path):
+    for first, second in (("model.a", "net.a"), ("module.a", "a")):
+        path = save(
+            tmp_path / "two.pth", {"state_dict": {first: torch.ones(2), second: torch.ones(2)}}
+        )
+        with pytest.raises(CheckpointError, match="expected one network, got two tensors a"):
+            read_checkpoint(path)
+
+
+def test_no_damaged_checkpoint_fails_otherwise(tmp_path, tiny_model):
+    """With bytes changed in the pickles of both formats; and metadata that are too deep."""
+    rng, small = np.random.default_rng(0), {"state_dict": {"a": torch.ones(3)}, "epoch": 3}
+    for zipped in (True, False):
+        path = tmp_path / "a.pth"
+        torch.save(small, path, _use_new_zipfile_serialization=zipped)
+        content = path.read_bytes()
+        for _ in range(300):
+            broken = bytearray(content)
+            for _ in range(rng.integers(1, 4)):
+                broken[rng.integers(len(broken))] = rng.integers(256)
+            path.write_bytes(broken)
+            try:
+                read_checkpoint(path)
+            except CheckpointError as error:
+                assert "load" not in str(error) and len(str(error)) < 400
+    deep = {"sam_med3d": "[" * 100_000}
+    save_file({"a": torch.ones(2)}, tmp_path / "deep.safetensors", metadata=deep)
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        read_checkpoint(tmp_path / "deep.safetensors")
 
 
 def test_truncated_checkpoint(tmp_path, tiny_checkpoint):

@@ -303,7 +303,9 @@ def check_spacing(stored: np.ndarray | None) -> tuple[float, float, float]:
         raise CaseError("expected spacing, got none")
     values = stored.astype(np.float64)
     if values.shape != (3,) or not (np.isfinite(values) & (values > 0)).all():
-        raise CaseError(f"expected spacing as 3 positive numbers in mm, got {stored.tolist()}")
+        raise CaseError(
+            f"expected spacing as 3 positive numbers in mm, got {values.ravel()[:6].tolist()}"
+        )
     x, y, z = values.tolist()
     return z, y, x
 

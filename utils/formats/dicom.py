@@ -6,6 +6,7 @@ their values are stored value times slope plus intercept, each slice by its own.
 """
 
 import locale
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,13 +20,27 @@ import pydicom
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
-from pydicom.uid import UID, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import (
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 
 from utils.formats.image_header import is_dicom
 from utils.formats.npz import MAX_VOLUME_BYTES
 
 OWN = ("SeriesInstanceUID", "Modality")  # what is no image has others than the images beside it
 OF_IMAGES = ("Rows", "Columns", "BitsAllocated", "PixelRepresentation")  # all have them
+# What files that are a series each have in common, and what phases and echoes have not.
+PHASES = ("TemporalPositionIdentifier", "EchoNumbers")
+ONE = ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID", *PHASES)
+UNFINISHED = (".gz", ".part", ".tmp", ".crdownload")  # endings that programs add
+# The classes whose rescaling by frames GDCM knows: enhanced CT, MR and PET, and converted ones.
+RESCALED = {
+    f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("2.1", "2.2", "4.1", "4.4", "130", "128.1")
+}
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # no images
 DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
 WHOLE = "expected whole files of one series"
@@ -124,23 +139,20 @@ def _volume(path: Path, notices: list[str]) -> sitk.Image:
 def _images(path: Path, notices: list[str]) -> dict[Path, Dataset]:
     """The headers of the files of the one series of images, by file."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    files = [file for file in files if file.is_file() and not file.name.startswith(".")]
+    files = [file for file in files if not file.name.startswith(".") and not file.is_dir()]
+    if links := [file.name for file in files if not file.exists()]:
+        raise ValueError(f"{WHOLE}, got {_brief(links)}, which link to files that are not there")
     headers = {file: _header(file) for file in files if is_dicom(file)}
     found = {file: header for file, header in headers.items() if _is_image(header)}
+    _check_others([file for file in files if file not in headers], list(found))
     of_images = {header.get(keyword) for header in found.values() for keyword in OWN}
-    endings = {file.suffix for file in found}
-    for file in files:
-        if file.stat().st_size == 0 and file.suffix in endings:
-            raise ValueError(f"{WHOLE}, got {file.name}, which is empty")
-        if file not in headers and file.suffix and file.suffix in endings:
-            raise ValueError(f"{WHOLE}, got {file.name}, which does not begin as DICOM")
     aside: Counter[str] = Counter()
     for file, header in headers.items():
         if file in found or _class_of(header) == DIRECTORY:
             continue
         is_part = any(keyword in header for keyword in OF_IMAGES)
-        is_part &= _class_of(header) not in SEGMENTATIONS
-        if is_part or any(header.get(keyword) in {None, *of_images} for keyword in OWN):
+        is_part |= any(header.get(keyword) in {None, *of_images} for keyword in OWN)
+        if is_part and not _is_of_no_image(header):
             lacks = [word for word in ("Rows", "Columns", *OWN) if word not in header]
             lacks = lacks or ["series of its own"]
             raise ValueError(f"{WHOLE}, got {file.name}, which has no {', '.join(lacks)}")
@@ -152,6 +164,10 @@ def _images(path: Path, notices: list[str]) -> dict[Path, Dataset]:
     series: dict[str, list[Path]] = {}
     for file, header in found.items():
         series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append(file)
+    for keyword in ONE:
+        values = {str(header[keyword].value) for header in found.values() if keyword in header}
+        if len(series) == len(found) and len(values) > 1 or keyword in PHASES and len(values) > 1:
+            raise ValueError(f"expected files of one {keyword}, got {_brief(sorted(values))}")
     if len(series) == len(found) >= FEWEST_ALONE:
         notices.append(f"each of its {len(found)} files is a series by its UID; taken as one")
     elif len(series) != 1:
@@ -159,6 +175,35 @@ def _images(path: Path, notices: list[str]) -> dict[Path, Dataset]:
         got = _brief(names) or ", ".join(f"{kind} without an image" for kind in aside) or "none"
         raise ValueError(f"expected the files of one DICOM series, got {got}; a folder for each")
     return found
+
+
+def _check_others(others: Sequence[Path], images: Sequence[Path]) -> None:
+    """Raises ValueError for a file that is no DICOM, but called as a slice among slices."""
+    called = {_pattern(image) for image in images}
+    endings = {_ending(image) for image in images} - {""}
+    for file in others:
+        name = file.with_suffix("") if file.suffix.lower() in UNFINISHED else file
+        is_called = _pattern(name) in called or _ending(name) in endings
+        if is_called or (images and file.stat().st_size == 0 and not _ending(name)):
+            why = "is empty" if file.stat().st_size == 0 else "does not begin as DICOM"
+            raise ValueError(f"{WHOLE}, got {file.name}, which {why}")
+
+
+def _pattern(file: Path) -> str:
+    """A file's name with all numbers alike."""
+    return re.sub(r"\d+", "#", file.name.lower())
+
+
+def _ending(file: Path) -> str:
+    """Of its name; the last number of a UID is none."""
+    return "" if file.suffix[1:].isdecimal() else file.suffix.lower()
+
+
+def _is_of_no_image(header: Dataset) -> bool:
+    """Whether a header says by its class that the file holds no image."""
+    name = UID(str(_class_of(header) or "")).name
+    is_known = name != str(_class_of(header))
+    return _class_of(header) in SEGMENTATIONS or (is_known and "Image" not in name)
 
 
 def _is_image(header: Dataset) -> bool:
@@ -387,14 +432,23 @@ def _frames(file: Path, header: Dataset, slices: Sequence[Slice]) -> np.ndarray:
 
 
 def _transfer_syntax(header: Dataset) -> UID:
-    """That of the file; implicit little endian for one that begins without saying."""
-    return UID(getattr(header, "file_meta", {}).get("TransferSyntaxUID") or ImplicitVRLittleEndian)
+    """That of the file; of one that begins without saying, as it was parsed."""
+    meta = getattr(header, "file_meta", None) or {}
+    if syntax := meta.get("TransferSyntaxUID"):
+        return UID(syntax)
+    is_implicit, is_little = header.original_encoding
+    if is_implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
 
 
 def _unpacked(file: Path, header: Dataset, own: Sequence[Slice]) -> np.ndarray:
     """As `_frames`, by GDCM, which rescales by itself."""
     if header.get("PhotometricInterpretation") == "MONOCHROME1":
         raise ValueError(f"{file.name}: expected MONOCHROME2 of compressed values, got MONOCHROME1")
+    is_scaled = any((part.slope or 1.0, part.intercept or 0.0) != (1.0, 0.0) for part in own)
+    if len(own) > 1 and is_scaled and _class_of(header) not in RESCALED:
+        raise ValueError(f"{file.name}: expected compressed frames without a slope and intercept")
     if len({(part.slope, part.intercept) for part in own}) > 1:
         raise ValueError(f"{file.name}: expected one slope and intercept of all compressed frames")
     try:
@@ -402,5 +456,4 @@ def _unpacked(file: Path, header: Dataset, own: Sequence[Slice]) -> np.ndarray:
             values = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
         return values.astype(np.float32).reshape(len(own), *own[0].shape)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1][:100]
-        raise ValueError(f"{WHOLE}, got {file.name}: {reason}") from error
+        raise ValueError(f"{WHOLE}, got {file.name}, which GDCM can't unpack") from error

@@ -47,8 +47,8 @@ def read_image(path: Path, notices: list[str] | None = None) -> sitk.Image:
 
 
 def is_nifti(path: Path) -> bool:
-    """Whether the name of a file ends as those of NIfTI files."""
-    return path.name.lower().endswith((".nii", ".nii.gz"))
+    """Whether the name of a file, which may not be there yet, ends as those of NIfTI files."""
+    return path.name.lower().endswith((".nii", ".nii.gz")) and not path.is_dir()
 
 
 def _check_volume(image: sitk.Image) -> None:

@@ -21,6 +21,7 @@ BELOW_ZERO = 0.01  # share of the voxels, from which on 0 is not the background 
 ZEROS = 0.05  # the same, from which on voxels that are just 0 are their background
 LEAST_SHOWN = 1 / 20  # of a window, by what an image reaches
 LEAST_INSIDE = 0.02  # share of the voxels, within a window
+FEW_BELOW = 0.001  # share of the voxels of CT that are below 0 at least: fat and air
 OFFSET = 1024  # of stored values of CT, which some programs leave on
 
 
@@ -138,8 +139,10 @@ def _window_notices(image: "np.ndarray", level: float, width: float) -> list[str
     inside = _share((image > low) & (image < high))
     if inside < LEAST_INSIDE:
         return [f"the window {low:g} to {high:g} shows {inside:.1%} of its voxels, of {seen}"]
-    if least >= 0 > low:
-        return [f"no value is below 0, of {seen}: is it HU, or HU + {OFFSET}, or no CT?"]
+    if _share(image < 0) < FEW_BELOW:
+        return [
+            f"no value is below 0, or hardly one, of {seen}: is it HU, or HU + {OFFSET}, or no CT?"
+        ]
     return []
 
 

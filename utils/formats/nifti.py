@@ -17,6 +17,7 @@ import numpy as np
 import SimpleITK as sitk
 from nibabel.spatialimages import HeaderDataError
 
+from utils.formats.image_header import CHUNK, CUT_OFF
 from utils.formats.npz import MAX_VOLUME_BYTES
 
 Header = nibabel.Nifti1Header  # Nifti2Header is one, too
@@ -26,7 +27,6 @@ FORM_FIELDS = {
     "qform": ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     "sform": ("srow_x", "srow_y", "srow_z"),
 }
-CUT_OFF = "expected a whole file, got one that is cut off or damaged"
 SHEAR = 1e-3  # cosine of two axes, by rounding
 AFTER_HEADER = 4  # bytes that say whether extensions follow
 FORMS_DIFFER = 1e-3  # mm, at a corner of the volume
@@ -64,7 +64,9 @@ def read_nifti(path: Path) -> sitk.Image:
                 raise ValueError(f"expected at most {MAX_VOLUME_BYTES} bytes, got {size}")
             file.seek(header.get_data_offset())
             content = file.read(size)
-            file.read(1)  # at its end, a gzip file tells whether all before was right
+            for _ in range(MAX_VOLUME_BYTES // CHUNK):  # its end tells whether a gzip file is right
+                if file is raw or not file.read(CHUNK):
+                    break
         except (EOFError, zlib.error, gzip.BadGzipFile):
             content, size = b"", -1
     if len(content) != size:
@@ -73,7 +75,9 @@ def read_nifti(path: Path) -> sitk.Image:
     values = values.astype(dtype.newbyteorder("="), copy=False)
     slope, intercept = _scaling(header)
     if (slope, intercept) != (1.0, 0.0):
-        values = values.astype(np.float64 if dtype.itemsize > 4 else np.float32)
+        values = values.astype(
+            np.float32 if dtype.itemsize < 4 or dtype.kind == "f" else np.float64
+        )
         values *= slope
         values += intercept
     return placed(values, affine_of(header))
@@ -187,6 +191,8 @@ def _unpacked(raw: BinaryIO) -> BinaryIO:
 
 def _read_header(file: BinaryIO) -> Header:
     content = file.read(max(HEADERS))
+    if content.startswith(b"version https://git-lfs"):
+        raise ValueError("expected a NIfTI file, got a pointer of Git LFS: git lfs pull fetches it")
     if len(content) < min(HEADERS):
         raise EOFError
     for order in "<>":
@@ -216,9 +222,10 @@ def _check(header: Header) -> None:
         names = FORM_FIELDS[form]
         if header[f"{form}_code"] > 0 and not all(np.isfinite(header[n]).all() for n in names):
             raise ValueError(f"expected finite numbers as {form} in its header")
+    if header["pixdim"][0] not in (-1, 1):
+        header["pixdim"][0] = 1  # as nibabel takes it
     spacing = np.array(header["pixdim"][1 : 1 + min(rank, 3)], float)
-    is_used = form_of(header) != "sform"  # a negative one beside an sform says nothing
-    if not (np.isfinite(spacing) & (spacing > 0 if is_used else spacing != 0)).all():
+    if form_of(header) != "sform" and not (np.isfinite(spacing) & (spacing > 0)).all():
         got = ", ".join(f"{mm:g}" for mm in spacing)
         raise ValueError(f"expected a spacing (x, y, z) above 0 mm as pixdim, got {got}")
 

@@ -16,6 +16,7 @@ import numpy as np
 from utils.formats import safe_pickle
 
 MAX_VOLUME_BYTES = 4 * 2**30  # one array, unpacked
+MAX_NUMBERS = 16  # that were saved as objects
 MAX_TEXT_BYTES = 2**22  # a string, four bytes a character
 
 # What zipfile raises for a damaged, encrypted or otherwise unreadable archive.
@@ -80,11 +81,10 @@ def read_numbers(archive: zipfile.ZipFile, key: str) -> np.ndarray | None:
         _, _, dtype, _ = _read_header(archive, key, file)
     if dtype.kind != "O":
         return read_array(archive, key)
-    values = read_objects(archive, key)
-    try:
-        return np.array(values, np.float64)
-    except (TypeError, ValueError) as error:
-        raise CaseError(f"{key}: expected numbers, got other objects") from error
+    values = read_objects(archive, key) or []
+    if len(values) > MAX_NUMBERS or not all(type(value) in (int, float) for value in values):
+        raise CaseError(f"{key}: expected a few numbers, got other objects")
+    return np.array(values, np.float64)
 
 
 def read_form(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], np.dtype]:
@@ -139,7 +139,7 @@ def read_objects(archive: zipfile.ZipFile, key: str) -> list | None:
     if f"{key}.npy" not in archive.namelist():
         return None
     with archive.open(f"{key}.npy") as file:
-        shape, _, dtype, size = _read_header(archive, key, file)
+        shape, is_fortran, dtype, size = _read_header(archive, key, file)
         if size > safe_pickle.MAX_PICKLE_BYTES:
             limit = safe_pickle.MAX_PICKLE_BYTES
             raise CaseError(f"{key}: expected at most {limit} bytes, got {size}")
@@ -151,7 +151,8 @@ def read_objects(archive: zipfile.ZipFile, key: str) -> list | None:
     if dtype.kind == "U":  # a rectangular clicks_order, saved without dtype=object
         if math.prod(shape) * dtype.itemsize != len(data):
             raise CaseError(f"{key}: expected {shape} of {dtype}, got {len(data)} bytes")
-        return np.frombuffer(data, dtype).reshape(shape).tolist()
+        texts = np.frombuffer(data, dtype)
+        return (texts.reshape(shape[::-1]).T if is_fortran else texts.reshape(shape)).tolist()
     if dtype.kind != "O":
         raise CaseError(
             f"{key}: expected an array of one dict or list per object (dtype=object), got {dtype}"

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+MAX_BITS = 64  # of an integer
 MAX_PICKLE_BYTES = 4 * 2**20  # 255 objects with thousands of clicks each stay far below it
 
 _PLAIN_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|U\d{1,4}")
@@ -30,6 +31,15 @@ class _DType:
         self.code = code
         self.order = "|"
 
+    @property
+    def is_object(self) -> bool:
+        return self.code.startswith("O")
+
+    @property
+    def size(self) -> int:
+        """Bytes of a value."""
+        return np.dtype(self.code).itemsize
+
     def set_state(self, state: tuple[Any, ...]) -> None:
         self.order = state[1]
 
@@ -38,7 +48,7 @@ class _DType:
     def parse(self, data: bytes | str) -> np.ndarray:
         if isinstance(data, str):  # as Python 2 wrote bytes
             data = data.encode("latin-1")
-        if self.code.startswith("O") or self.order not in ("<", ">", "|", "="):
+        if self.is_object or self.order not in ("<", ">", "|", "="):
             raise pickle.UnpicklingError(f"no plain values in dtype {self.order!r}, {self.code!r}")
         return np.frombuffer(data, np.dtype(self.order + self.code))
 
@@ -55,9 +65,13 @@ class _Array(list):
             type(n) is int and (i == 0 or n > 0) and n <= MAX_PICKLE_BYTES
             for i, n in enumerate(shape)
         )
-        if not isinstance(dtype, _DType) or not is_small or (is_fortran and len(shape) > 1):
+        is_turned = is_fortran and len(shape) > 1
+        if not isinstance(dtype, _DType) or not is_small or (is_turned and dtype.is_object):
             raise pickle.UnpicklingError("an array of this shape or type is not admitted")
-        flat = data if dtype.code.startswith("O") else dtype.parse(data).tolist()
+        if is_turned and math.prod(shape) * dtype.size == len(data):
+            flat = dtype.parse(data).reshape(shape[::-1]).T.ravel().tolist()
+        else:
+            flat = data if dtype.is_object else dtype.parse(data).tolist()
         if not isinstance(flat, list) or len(flat) != math.prod(shape):
             raise pickle.UnpicklingError("an array does not hold as many values as its shape says")
         self[:] = _nest(flat, shape or (1,))
@@ -151,6 +165,8 @@ def _plain(value: Any, done: dict[int, tuple[Any, Any]]) -> Any:
 
     `done` holds each container with what became of it, by its id, so that it is looked at once.
     """
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:  # else no message could show it
+        raise pickle.UnpicklingError(f"a number of {value.bit_length()} bits is not admitted")
     if not isinstance(value, (list, tuple, dict)):
         return value
     if id(value) in done:

@@ -35,7 +35,10 @@ PREFIXES = re.compile(r"^(?:(?:module|_orig_mod|model|net|network|sam)\.)+")
 OTHERS = {
     b"version https://git-lfs": "a pointer of Git LFS: fetch the file itself with git lfs pull",
     b"<": "a web page: the download failed, or asked for a login",
+    b"\xef\xbb\xbf<": "a web page: the download failed, or asked for a login",
     b"{": "a JSON text",
+    b"\x1f\x8b": "a gzip file: unpack it",
+    b"\x89HDF": "an HDF5 file",
 }
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -83,17 +86,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if _is_safetensors(path):
         content, metadata = _read_safetensors(path)
     else:
-        content = metadata = read_plain(path, mmap=zipfile.is_zipfile(path))
+        content = metadata = read_plain(path, mmap=_is_zip(path))
     weights = content
     for key in ("model_state_dict", "state_dict"):
         if isinstance(content.get(key), Mapping):
             weights = content[key]
             break
-    state_dict = {
-        PREFIXES.sub("", name): value.float() if value.is_floating_point() else value
-        for name, value in weights.items()
-        if isinstance(name, str) and isinstance(value, Tensor)
-    }
+    state_dict: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            continue
+        plain = PREFIXES.sub("", name)
+        if plain in state_dict:
+            raise CheckpointError(f"{path.name}: expected one network, got two tensors {plain}")
+        state_dict[plain] = value.float() if value.is_floating_point() else value
     if not state_dict:
         raise CheckpointError(f"{path.name}: expected named tensors, got keys {list(content)[:8]}")
     checkpoint = Checkpoint(path, state_dict)
@@ -126,12 +132,23 @@ def _check_beginning(path: Path) -> None:
     with open(path, "rb") as file:
         head = file.read(200)
     what = None if head else "an empty file"
-    if b"\0" not in head:  # a text; the length that begins a safetensors file may look like one
-        begun = (text for start, text in OTHERS.items() if head.lstrip().startswith(start))
-        what = next(begun, what)
+    # The length that begins a safetensors file may look like a text's first letter.
+    is_text = head.isascii() and b"\0" not in head
+    for start, text in OTHERS.items():
+        if head.lstrip().startswith(start) and (is_text or not start.isascii()):
+            what = text
+    if head and is_text and what is None and not head.startswith(b"\x80"):
+        what = f"a text that begins with {head[:20].decode()!r}"
     if what:
         kind = "a safetensors file" if _is_safetensors(path) else "a PyTorch checkpoint"
         raise CheckpointError(f"{path.name}: not {kind}, but {what}")
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # one that is broken, which torch then says
+        return True
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -146,7 +163,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             if not isinstance(metadata, dict):
                 raise ValueError(f"its metadata {METADATA} is {metadata!r}, expected an object")
             return tensors, metadata
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, RecursionError, ValueError) as error:
         raise CheckpointError(f"{path.name}: not a safetensors file: {error}") from error
 
 
@@ -164,15 +181,19 @@ def read_plain(path: Path, mmap: bool) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if not named:
-            reason = str(error).splitlines()[0]
+        if not named:  # torch's text advises to load it all the same
+            found = re.search(r"WeightsUnpickler error: (.*)", str(error))
+            reason = found[1] if found else "a pickle that is broken or cut off"
             raise CheckpointError(f"{path.name}: not a PyTorch checkpoint: {reason}") from error
         raise CheckpointError(
             f"{path.name}: refused, since it holds more than tensors and plain values and reading "
             f"it would run code: {named[1]}"
         ) from error
-    except (RuntimeError, EOFError, ValueError, LookupError) as error:
-        raise CheckpointError(f"{path.name}: not a PyTorch checkpoint: {error}") from error
+    except OSError:
+        raise
+    except Exception as error:  # a broken file makes torch fail in any way
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path.name}: not a PyTorch checkpoint: {reason}") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path.name}: expected a dict, got {type(content).__name__}")
     return dict(content)

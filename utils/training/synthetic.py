@@ -62,14 +62,14 @@ def make_case(
     names: Mapping[int, str] = {}
     if maps and fields.happens(MAPPED):
         labels, names = deformed_labels(fields, grid, maps[fields.integer(0, len(maps) - 1)]())
-        if not labels.any():  # a part of the map where nothing is
-            labels = organs(fields, grid)
-        elif fields.happens(LESIONS):
+        if fields.happens(LESIONS):
             labels = with_lesions(fields, grid, labels)
     elif fields.happens(0.3):
         labels = cells(fields, grid)
     else:
         labels = organs(fields, grid)
+    while not labels.any():  # objects beside the cube, or a part of the map where nothing is
+        labels, names = organs(fields, grid), {}
     is_ct = is_known(names) and fields.happens(PAINTED)
     if is_ct:
         image = scanned_ct(fields, labels, names)
