@@ -8,6 +8,7 @@ machine reach it; docs/interactive.md has the steps in each viewer, and a remote
 """
 
 import argparse
+import math
 import secrets
 import signal
 import sys
@@ -19,6 +20,14 @@ from utils.formats.intensity import CT_WINDOWS, parse_window
 from utils.options import int_from
 
 ROOT = Path(__file__).resolve().parent
+EVERYWHERE = ("0.0.0.0", "::")  # addresses to listen on that are no names
+
+
+def positive(text: str) -> float:
+    """A number above 0, and not infinite."""
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return float(text)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -47,9 +56,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         "looks like HU, percentiles for all else",
     )
     parser.add_argument("--max-sessions", type=int_from(1, 1000), default=4)
-    parser.add_argument("--idle-timeout", type=float, default=600, help="seconds, of the user")
-    parser.add_argument("--liveness-timeout", type=float, default=60, help="seconds, of the client")
-    parser.add_argument("--max-gb", type=float, default=4, help="of an image, unpacked")
+    parser.add_argument("--idle-timeout", type=positive, default=600, help="seconds, of the user")
+    parser.add_argument("--liveness-timeout", type=positive, default=60, help="s, of the client")
+    parser.add_argument("--max-gb", type=positive, default=4, help="of an image, unpacked")
     return parser
 
 
@@ -83,14 +92,14 @@ def main(args: argparse.Namespace) -> int:
         leases,
         key,
         int(args.max_gb * 2**30),
-        tuple(args.allow_host),
+        (args.host, *args.allow_host) if args.host not in EVERYWHERE else tuple(args.allow_host),
         lambda line: print(line, flush=True),
         draws=settings.drawings,
         size=model.img_size,
         licence="Apache-2.0" if checkpoint.path.parent == ROOT / "ckpt" else "",
     )
     config = uvicorn.Config(
-        server.app(), args.host, args.port, log_level="error", timeout_graceful_shutdown=10
+        server.app(), args.host, args.port, log_level="critical", timeout_graceful_shutdown=10
     )
 
     class Announced(uvicorn.Server):
@@ -100,7 +109,8 @@ def main(args: argparse.Namespace) -> int:
             await super().startup(sockets)
             if self.started:
                 port = self.servers[0].sockets[0].getsockname()[1]
-                name = "127.0.0.1" if args.host == "0.0.0.0" else args.host
+                name = "127.0.0.1" if args.host in EVERYWHERE else args.host
+                name = f"[{name}]" if ":" in name else name
                 print(f"{checkpoint.path.name} on {model.device}")
                 print(f"http://{name}:{port} key {key or '(none)'}", flush=True)
 
@@ -110,7 +120,12 @@ def main(args: argparse.Namespace) -> int:
     serving = Announced(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, serving.handle_exit)
-    serving.run()
+    try:
+        serving.run()
+    except SystemExit:  # uvicorn's, after it has logged why
+        pass
+    if not serving.started:
+        print(f"--host {args.host} --port {args.port}: can't be listened on", file=sys.stderr)
     return 0 if serving.started else 2
 
 

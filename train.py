@@ -191,6 +191,9 @@ def check_options(args: argparse.Namespace, folder: Path) -> None:
     for name in ("synthetic", "roi_factor", "roi_spacing", "shapes", "weigh"):
         if getattr(args, name) and args.recipe != "adaptive":
             raise ValueError(f"--{name}: expected --recipe adaptive, got {args.recipe}")
+    named = [name for name, _ in args.weigh or ()]
+    if len(set(named)) < len(named):
+        raise ValueError(f"--weigh: expected each folder once, got {', '.join(named)}")
     if (folder / LATEST).exists() and not args.resume:
         raise ValueError(f"{folder} holds a run: go on with --resume, or give another --task_name")
 

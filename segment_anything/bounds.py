@@ -75,6 +75,10 @@ def expand(base: np.ndarray, needed: np.ndarray) -> np.ndarray:
     """
     step = EXPANSION * (base[1] - base[0])
     bounds = base
+    if not (np.isfinite(base).all() and np.isfinite(needed).all()):
+        raise ValueError(
+            f"expected prompts and a spacing that bound a region, got {needed.tolist()}"
+        )
     while True:  # a longer side has wider voxels, by which roi_of may move it: a wider margin
         margin = MARGIN * (bounds[1] - bounds[0])
         beyond = np.stack([bounds[0] - needed[0], needed[1] - bounds[1]]) + margin

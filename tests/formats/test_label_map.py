@@ -41,6 +41,15 @@ def test_names_that_are_no_string_are_refused(names, tmp_path):
         read_label_map(write(tmp_path / "a.npz", names=names))
 
 
+def test_voxels_too_oblong_and_folders_without_maps_are_refused(tmp_path):
+    with pytest.raises(CaseError, match="a.npz: expected sides of voxels up to 1 : 100"):
+        read_label_map(write(tmp_path / "a.npz", spacing=(5e-324, 1.0, 1.0)))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CaseError, match="expected label maps, got none in .*empty"):
+        find_label_maps([tmp_path / "empty"])
+    assert find_label_maps([]) == []
+
+
 def test_files_and_folders_are_found_as_often_as_they_are_given(tmp_path):
     folder = tmp_path / "maps" / "deep"
     folder.mkdir(parents=True)

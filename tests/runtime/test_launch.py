@@ -25,7 +25,7 @@ def environment(monkeypatch):
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_tasks_that_know_nothing_of_each_other_are_refused(launcher, rank, environment, capsys):
     total, index, mark = TASKS[launcher]
-    for name, value in ((mark, "0"), (total, "2"), (index, rank)):
+    for name, value in ((mark, "2"), (total, "2"), (index, rank)):
         environment(name, value)
     message = f"{launcher} started 2 tasks that know nothing of each other"
     with pytest.raises(ValueError, match=f"{message}.*torchrun .* train.py"):
@@ -45,6 +45,9 @@ def test_one_task_and_a_batch_script_are_not(environment):
     environment("SLURM_PROCID", "3")
     with pytest.raises(ValueError, match="srun started 8 tasks"):
         check_launch("train.py")
+    environment("SLURM_STEP_NUM_TASKS", "1")  # a shell in an allocation for eight
+    environment("SLURM_PROCID", "0")
+    check_launch("train.py")
     environment("SLURM_NTASKS", "1")
     check_launch("train.py")
 

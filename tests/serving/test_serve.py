@@ -37,9 +37,17 @@ def test_it_says_where_it_is_and_ends_cleanly(tiny_checkpoint):
         (("--checkpoint", "none.pth"), "--checkpoint none.pth: no such file"),
         (("--window", "liver"), "expected abdomen, lung, brain, bone or LEVEL,WIDTH"),
         (("--device", "cuda:77"), "can't be used"),
+        (("--host", "203.0.113.1"), "--host 203.0.113.1 --port 1527: can't be listened on"),
     ],
 )
 def test_what_it_can_not_begin_with(options, message, capsys, tiny_checkpoint):
     given = ("--checkpoint", str(tiny_checkpoint), *options)
     assert serve.main(serve.get_args_parser().parse_args(given)) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--max-gb=nan", "--max-gb=-1", "--idle-timeout=inf"])
+def test_numbers_that_make_no_sense(option, capsys):
+    with pytest.raises(SystemExit):
+        serve.get_args_parser().parse_args([option])
+    assert "expected a number above 0" in capsys.readouterr().err

@@ -264,14 +264,19 @@ def test_a_network_that_takes_no_drawings_says_so(model):
         ("/set_target_buffer", {"shape": [1, 2, 3], "dtype": "uint8"}, "expected a buffer"),
         ("/set_target_buffer", {"shape": list(SHAPE), "dtype": "object"}, "expected a buffer"),
         ("/set_target_buffer", {"shape": 3, "dtype": "uint8"}, "expected a shape"),
+        ("/set_target_buffer", {"shape": [9] * 10**5, "dtype": "uint8"}, "expected a buffer"),
+        ("/add_point_interaction", b'{"coordinates": "\\ud800"}', "expected 3 numbers"),
+        ("/set_do_autozoom", {"do_autozoom": "x\nPOST /claim 200\x1b[31m"}, "expected do_autozoom"),
         ("/set_do_autozoom", {"do_autozoom": "x"}, "expected do_autozoom as true or false"),
         ("/add_point_interaction", [1], "expected a JSON object"),
     ],
 )
 def test_calls_that_can_not_be_answered(begun, url, path, body, message):
-    answer = post(url, path, begun._lease_token, json=body)
-    assert answer.status_code == 400
-    assert re.search(message, answer.json()["detail"])
+    sent = {"content": body} if isinstance(body, bytes) else {"json": body}
+    answer = post(url, path, begun._lease_token, **sent)
+    assert answer.status_code == 400 and len(answer.text) < 500
+    assert re.search(message, answer.json()["detail"]) and "\n" not in answer.json()["detail"]
+    assert begun._predict() is None  # nothing of it waits
 
 
 @pytest.mark.parametrize(
@@ -281,8 +286,10 @@ def test_calls_that_can_not_be_answered(begun, url, path, body, message):
         (np.ones((3, 4, 5), np.uint8), {}, r"expected an image \(1, D, H, W\)"),
         (np.full((1, 3, 4, 5), np.nan), {}, "expected finite values"),
         (np.ones((1, 3, 4, 5)), {}, "expected voxels that differ"),
+        (IMAGE[None] > 100, {}, "expected voxels that differ"),
         (IMAGE[None], {"image_properties": {"spacing": [1, 2]}}, "expected 3 numbers as spacing"),
-        (IMAGE[None], {"image_properties": {"spacing": [1, 2, 0]}}, "a spacing above 0"),
+        (IMAGE[None], {"image_properties": {"spacing": [1, 2, 0]}}, "a spacing of 0.0001 to"),
+        (IMAGE[None], {"image_properties": {"spacing": [9e8, 5e-324, 1]}}, "a spacing of 0.0001"),
     ],
 )
 def test_images_that_can_not_be_used(client, url, array, meta, message):
@@ -334,6 +341,9 @@ def test_keys_hosts_origins_and_leases(url, client):
         ({"Authorization": "Bearer \u00e4".encode()}, 401),
         ({"Host": "evil.example:1527"}, 403),
         ({"Origin": "http://evil.example"}, 403),
+        ({"Host": "["}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Origin": "null"}, 403),
         ({"Origin": url}, 200),
         ({"Host": "localhost:9"}, 200),
     ):
@@ -367,8 +377,9 @@ def test_bodies_beyond_the_limit_are_refused_before_they_are_read(model):
             assert error.value.response.status_code == 400
             assert "expected at most 10000 bytes" in error.value.response.json()["detail"]
             token = client._lease_token
-            for headers in ({"Content-Type": "application/octet-stream"}, {}):
-                answer = post(url, "/predict", token, content=bytes(3 * 2**20), headers=headers)
+            binary = {"Content-Type": "application/octet-stream"}
+            for path, headers in (("predict", binary), ("heartbeat", binary), ("set_image", {})):
+                answer = post(url, f"/{path}", token, content=bytes(3 * 2**20), headers=headers)
                 assert answer.status_code == 413
 
             def endless():
@@ -467,3 +478,35 @@ def test_a_line_is_logged_for_each_request(model):
         "POST /predict 410",
     ]
     assert "; 20x30x26 int16, grey levels by window 40,400" in lines[2]
+
+
+def test_a_buffer_that_shows_something_is_kept_right(begun):
+    """One that is registered again, and one that is kept when another image comes."""
+    buffer = begun.target_buffer
+    begun.add_bbox_interaction(BOX, True)
+    begun.set_target_buffer(buffer)
+    assert begun.undo() and not buffer.any()
+    begun.add_bbox_interaction(BOX, True)
+    assert buffer.any()
+    begun.set_image(IMAGE[None], {"spacing": list(SPACING)})
+    begun.add_bbox_interaction([[14, 18], [22, 28], [18, 24]], True)
+    fresh = np.zeros(SHAPE, np.int16)
+    begun.reset_interactions()
+    begun.set_target_buffer(fresh)
+    begun.add_bbox_interaction([[14, 18], [22, 28], [18, 24]], True)
+    assert not buffer.any() and fresh.any()
+    before = fresh.copy()
+    begun.set_target_buffer(buffer := before.copy())
+    begun.undo()
+    assert not buffer.any()
+
+
+def test_hosts_may_be_named(model):
+    with serving(model, hosts=("MyBox", "192.168.1.7")) as (url, _):
+        for host, status in (
+            ("mybox:1", 200),
+            ("MYBOX", 200),
+            ("192.168.1.7", 200),
+            ("other", 403),
+        ):
+            assert post(url, "/claim", headers={"Host": host}).status_code == status

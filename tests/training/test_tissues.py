@@ -32,6 +32,13 @@ def fields_of(seed=0):
         ("left_adrenal_gland", "adrenal"),
         ("urinary_bladder", "gallbladder"),
         ("stomach_and_duodenum", "stomach"),
+        ("tibialis_anterior", "muscle"),
+        ("lung_vessels", "vein"),
+        ("iliac_vena_left", "vein"),
+        ("atrial_appendage_left", "vein"),
+        ("thoracolumbar_fascia", "fascia"),
+        ("left_hip", "bone"),
+        ("clavicle", "bone"),
     ],
 )
 def test_a_name_tells_the_tissue(name, words):
@@ -39,7 +46,7 @@ def test_a_name_tells_the_tissue(name, words):
 
 
 def test_what_no_name_tells_is_not_painted():
-    assert tissue_of("left_putamen") is None and tissue_of("") is None
+    assert tissue_of("left_putamen") is tissue_of("hippocampus") is tissue_of("") is None
     assert is_known({1: "liver", 2: "putamen"}) and not is_known({1: "liver", 2: "a", 3: "b"})
     assert not is_known({})
 

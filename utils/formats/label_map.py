@@ -8,7 +8,7 @@ A .npz file with the keys
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,8 @@ import numpy as np
 
 from utils.formats.case import check_gts, check_spacing
 from utils.formats.npz import CaseError, open_npz, read_array, read_numbers, read_text
+
+MAX_OBLONG = 100  # of a voxel's longest side over its shortest
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class LabelMap:
     names: Mapping[int, str] = field(default_factory=dict)
 
 
-def find_label_maps(paths: Iterable[Path]) -> list[Path]:
+def find_label_maps(paths: Sequence[Path]) -> list[Path]:
     """The files among these paths, and those in the folders among them, all readable.
 
     Raises:
@@ -43,6 +45,8 @@ def find_label_maps(paths: Iterable[Path]) -> list[Path]:
         for path in paths
         for file in (sorted(path.rglob("*.npz")) if path.is_dir() else [path])
     ]
+    if paths and not files:
+        raise CaseError(f"expected label maps, got none in {', '.join(map(str, paths))}")
     for file in dict.fromkeys(files):
         read_label_map(file)
     return files
@@ -60,6 +64,10 @@ def read_label_map(path: Path) -> LabelMap:
         gts = check_gts(read_array(archive, "gts"))
         text = read_text(archive, "names")
         names = _names(text) if text is not None else {}
+    if max(spacing) > MAX_OBLONG * min(spacing):
+        raise CaseError(
+            f"{path.name}: expected sides of voxels up to 1 : {MAX_OBLONG}, got {spacing}"
+        )
     z, y, x = (slice(None, None, max(1, round(max(spacing) / mm))) for mm in spacing)
     return LabelMap(np.ascontiguousarray(gts[z, y, x]), names)
 

@@ -4,10 +4,13 @@ import os
 
 # What launchers other than torchrun say of the number of their tasks, and of this one.
 TASKS = {
-    "srun": ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_ID"),
+    "srun": ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
     "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_RANK"),
     "mpiexec": ("PMI_SIZE", "PMI_RANK", "PMI_RANK"),
 }
+
+
+STEPS = ("SLURM_STEP_NUM_TASKS",)  # tasks of this step of srun's, not of the whole allocation
 
 
 def is_launched() -> bool:
@@ -29,7 +32,7 @@ def check_launch(script: str) -> None:
     if is_launched():
         return
     for launcher, (total, index, mark) in TASKS.items():
-        count = int(os.environ.get(total) or 1)
+        count = int(os.environ.get(mark if mark in STEPS else total) or os.environ.get(total) or 1)
         is_task = mark in os.environ or os.environ.get(index, "0") != "0"
         if count > 1 and is_task:
             raise ValueError(

@@ -26,6 +26,8 @@ META, LEASE = "X-Meta", "X-Lease-Token"
 VERSION = 2  # of nnInteractive's sessions, whose calls these are
 LOCAL = ("127.0.0.1", "localhost", "::1")
 SMALL_BODY = 2**20  # bytes of a body of JSON
+MAX_SAID = 300  # characters of a message
+WORDS = ("include_interaction", "run_prediction")
 STALL = 60.0  # seconds that a client may be silent within a body
 EXPIRY = 1.0  # seconds between two looks for leases that are over
 
@@ -51,9 +53,9 @@ class Call:
         notes: For the log.
     """
 
-    def __init__(self, request: Request, body: bytes, lease: Lease | None) -> None:
-        self.request, self.body, self._lease = request, body, lease
-        self.notes: list[str] = []
+    def __init__(self, request: Request, lease: Lease | None, notes: list[str]) -> None:
+        self.request, self._lease, self.notes = request, lease, notes
+        self.body = b""
 
     @property
     def lease(self) -> Lease:
@@ -105,10 +107,11 @@ class Server:
         licence: str = "",
     ) -> None:
         self.leases, self.api_key, self.max_bytes = leases, api_key, max_bytes
-        self.hosts = {*LOCAL, *hosts}
+        self.hosts = {*LOCAL, *(host.lower() for host in hosts)}
         self.log = log
         self.draws, self.size, self.licence = draws, size, licence
         self._network = asyncio.Lock()
+        self._large = {self.set_image, self.add_scribble, self.add_lasso, self.add_initial}
 
     def app(self) -> Starlette:
         calls: dict[str, tuple[str, Handler, bool]] = {
@@ -163,9 +166,9 @@ class Server:
                 response = JSONResponse({"detail": "the client has gone"}, 400)
             except Failure as failure:
                 notes.append(failure.detail)
-                response = JSONResponse({"detail": failure.detail}, failure.status)
+                response = JSONResponse({"detail": _plain(failure.detail)}, failure.status)
             ms = 1000 * (time.perf_counter() - start)
-            said = "".join(f"; {note}" for note in notes)
+            said = "".join(f"; {_plain(note)}" for note in notes)
             self.log(
                 f"{request.method} {request.url.path} {response.status_code} {ms:.0f} ms{said}"
             )
@@ -182,14 +185,15 @@ class Server:
         try:
             if handler not in (self.claim, self.release):
                 lease = self.leases.get(request.headers.get(LEASE, ""), is_action)
-            body = await self._body(request)
-            call = Call(request, body, lease)
-            call.notes = notes
+            call = Call(request, lease, notes)
             if lease is None or not is_action:
+                call.body = await self._body(request, SMALL_BODY)
                 return await handler(call)
-            async with lease.turn:
+            limit = self.max_bytes + SMALL_BODY if handler in self._large else SMALL_BODY
+            async with lease.turn:  # which keeps it from ending while the body comes in
                 if not self.leases.is_held(lease):
                     raise Gone("the session has ended: connect again")
+                call.body = await self._body(request, limit)
                 response = await handler(call)
             lease.acted = lease.alive = self.leases.clock()  # from the end of the work
             if not self.leases.is_held(lease):
@@ -207,12 +211,11 @@ class Server:
     def _check_origin(self, request: Request) -> None:
         """A page of another site, or a name that leads here (DNS rebinding), asks for nothing."""
         host = request.headers.get("host", "")
-        if urlsplit(f"//{host}").hostname not in self.hosts:
-            raise Failure(
-                403, f"expected a Host of {', '.join(sorted(self.hosts))}, got {host[:80]!r}"
-            )
+        if _hostname(f"//{host}") not in self.hosts:
+            known = ", ".join(sorted(self.hosts))
+            raise Failure(403, f"expected a Host of {known}, got {host[:80]!r}")
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and (not _hostname(origin) or urlsplit(origin).netloc != host):
             raise Failure(403, f"expected no page of another site, got {origin[:80]!r}")
 
     def _check_key(self, request: Request) -> None:
@@ -222,10 +225,8 @@ class Server:
                 401, "expected the key that the server printed, as Authorization: Bearer KEY"
             )
 
-    async def _body(self, request: Request) -> bytes:
+    async def _body(self, request: Request, limit: int) -> bytes:
         """The body, whose size is limited before and while it is read."""
-        is_array = request.headers.get("content-type", "").startswith("application/octet-stream")
-        limit = self.max_bytes + SMALL_BODY if is_array else SMALL_BODY
         stated = request.headers.get("content-length", "0")
         if not stated.isdecimal() or int(stated) > limit:
             raise Failure(413, f"expected a body of at most {limit} bytes, got {stated[:20]}")
@@ -311,13 +312,15 @@ class Server:
 
     async def add_point(self, call: Call) -> Response:
         given = call.json()
+        is_run = _flag(given, "run_prediction")
         call.session.add_point(given.get("coordinates"), _flag(given, "include_interaction"))
-        return await self._predicted(call, given)
+        return await self._predicted(call, is_run)
 
     async def add_box(self, call: Call) -> Response:
         given = call.json()
+        is_run = _flag(given, "run_prediction")
         call.session.add_box(given.get("bbox_coords"), _flag(given, "include_interaction"))
-        return await self._predicted(call, given)
+        return await self._predicted(call, is_run)
 
     async def add_scribble(self, call: Call) -> Response:
         return await self._add_drawn(call, is_region=False)
@@ -327,20 +330,23 @@ class Server:
 
     async def _add_drawn(self, call: Call, is_region: bool) -> Response:
         given, mask = call.meta(), await self._unpacked(call)
-        is_foreground, bbox = _flag(given, "include_interaction"), given.get("interaction_bbox")
+        is_foreground, is_run = (_flag(given, word) for word in WORDS)
+        bbox = given.get("interaction_bbox")
         await run_in_threadpool(call.session.add_drawn, mask, bbox, is_foreground, is_region)
-        return await self._predicted(call, given)
+        return await self._predicted(call, is_run)
 
     async def add_initial(self, call: Call) -> Response:
         given, labels = call.meta(), await self._unpacked(call)
+        is_run = _flag({"run_prediction": False} | given, "run_prediction")
         await run_in_threadpool(call.session.begin_with, labels)
-        return await self._predicted(call, {"run_prediction": False} | given)
+        return await self._predicted(call, is_run)
 
     async def predict(self, call: Call) -> Response:
-        return await self._predicted(call, {})
+        return await self._predicted(call, True)
 
     async def undo(self, call: Call) -> Response:
-        return _changed(await run_in_threadpool(call.session.undo))
+        change = await run_in_threadpool(call.session.undo)
+        return await run_in_threadpool(_changed, change)
 
     async def reset(self, call: Call) -> Response:
         call.session.reset()
@@ -353,12 +359,25 @@ class Server:
     async def _unpacked(self, call: Call) -> Any:
         return await run_in_threadpool(unpack, call.body, self.max_bytes)
 
-    async def _predicted(self, call: Call, given: dict[str, Any]) -> Response:
+    async def _predicted(self, call: Call, is_run: bool) -> Response:
         """The answer to new prompts, which may be asked to wait for others."""
-        if not _flag(given, "run_prediction"):
-            return _changed(Change(False))
-        async with self._network:
-            return _changed(await run_in_threadpool(call.session.predict))
+        change = Change(False)
+        if is_run:
+            async with self._network:
+                change = await run_in_threadpool(call.session.predict)
+        return await run_in_threadpool(_changed, change)
+
+
+def _hostname(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _plain(text: str) -> str:
+    """A text of a client's as one short line of ASCII."""
+    return text[:MAX_SAID].encode("unicode_escape").decode()
 
 
 def _flag(given: dict[str, Any], name: str) -> bool:

@@ -16,6 +16,7 @@ from segment_anything.prompts import Box, Click, Drawing, Index3, Prompts
 from utils.formats.intensity import CT_WINDOWS, LOOKS_LIKE_HU, to_grey
 from utils.serving.wire import DTYPES
 
+MIN_MM, MAX_MM = 1e-4, 1e4  # of a spacing
 BEYOND = 1.0  # voxels by which a coordinate may lie outside of the volume
 
 
@@ -87,6 +88,8 @@ class Session:
             raise Refused(f"expected an image (1, D, H, W), got shape {image.shape}")
         spacing = _spacing(properties)
         values, window = image[0], self.window
+        if values.dtype == np.bool_:
+            values = values.astype(np.uint8)
         if window is None and values.dtype.kind in "if" and values.min() < LOOKS_LIKE_HU:
             window = CT_WINDOWS["abdomen"]
         try:
@@ -94,22 +97,23 @@ class Session:
         except ValueError as error:
             raise Refused(str(error)) from error
         rule = "percentiles" if window is None else f"window {window[0]:g},{window[1]:g}"
+        is_other = self.predictor.volume is None or self.predictor.volume.shape != values.shape
+        shown = None if is_other else self._shown  # the buffer may still be the same
         self.predictor.set_image(grey, spacing)
         self.reset()
+        self._shown = shown
         return [f"{'x'.join(map(str, values.shape))} {values.dtype}, grey levels by {rule}", *said]
 
     def set_buffer(self, shape: Any, name: Any) -> None:
-        """Say what the client's buffer is like.
+        """Say what the client's buffer is like: empty, or with what it shows so far.
 
         Raises:
             Refused: It does not fit the image.
         """
         if name not in DTYPES or list(shape) != list(self._shape()):
-            raise Refused(
-                f"expected a buffer {self._shape()} of a plain type, got {shape} of {name}"
-            )
+            got = f"{str(shape)[:40]} of {str(name)[:20]}"
+            raise Refused(f"expected a buffer {self._shape()} of a plain type, got {got}")
         self.dtype = np.dtype(name)
-        self._shown = None
 
     def reset(self) -> None:
         """Forget the object."""
@@ -175,7 +179,11 @@ class Session:
             return Change(False)
         mask, prompts = state.mask, state.prompts
         if prompts.box or prompts.clicks or prompts.drawings:
-            (prediction,) = self.predictor.segment([ObjectRequest(prompts.newest, mask)])
+            try:
+                (prediction,) = self.predictor.segment([ObjectRequest(prompts, mask)])
+            except Exception:  # they would fail again
+                self._states.pop()
+                raise
             mask = _tight(prediction)
         self._states[-1] = State(prompts, mask)
         return self._show(mask)
@@ -275,6 +283,6 @@ def _spacing(properties: Any) -> tuple[float, float, float]:
     if given is None:
         return 1.0, 1.0, 1.0
     z, y, x = _numbers(given, 3, "spacing").tolist()
-    if min(z, y, x) <= 0:
-        raise Refused(f"expected a spacing above 0 mm, got {given}")
+    if not all(MIN_MM <= mm <= MAX_MM for mm in (z, y, x)):
+        raise Refused(f"expected a spacing of {MIN_MM:g} to {MAX_MM:g} mm, got {given}")
     return z, y, x

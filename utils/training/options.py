@@ -1,7 +1,6 @@
 """The options of train.py."""
 
 import argparse
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from utils.data_paths import img_datas
 from utils.options import int_from
 from utils.training.optimizer import OPTIMIZERS, SCHEDULERS
 
+MAX_FACTOR = 1000  # by which a data set is seen more often
 ARTEFACTS = 0.08  # of the samples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,8 +22,8 @@ def path_if_any(text: str) -> Path | None:
 def factor(text: str) -> tuple[str, float]:
     """NAME=FACTOR -> both."""
     name, _, number = text.rpartition("=")
-    if not name or not 0 < float(number) < math.inf:
-        raise argparse.ArgumentTypeError(f"expected FOLDER=FACTOR, above 0, got {text}")
+    if not name or not 0 < float(number) <= MAX_FACTOR:
+        raise argparse.ArgumentTypeError(f"expected FOLDER=FACTOR, 0 to {MAX_FACTOR}, got {text}")
     return name, float(number)
 
 

@@ -52,10 +52,10 @@ TISSUES = (
     Tissue("cartilage|costal", 100, 100, 105, 25),
     Tissue("tendon|ligament|tract", 90, 90, 95, 15),
     Tissue("nerve|spinal_cord|plexus", 35, 35, 40, 8),
-    Tissue("muscle|psoas|iliacus|glute|erector|autochthon|iliopsoas", 55, 60, 65, 8),
+    Tissue("muscle|psoas|iliacus|glute|erector|autochthon|tibialis|fascia", 55, 60, 65, 8),
     Tissue("artery|arteries|aorta|trunk", 40, 320, 150, 25),
     Tissue("portal|mesenteric_vein|splenic_vein", 40, 90, 175, 20),
-    Tissue("vein|cava|atrium|ventricle_of_heart", 40, 100, 150, 20),
+    Tissue("vein|vena|cava|vessel|atrium|atrial|ventricle_of_heart", 40, 100, 150, 20),
     Tissue("renal_pelvis|ureter", 8, 10, 25, 15),
     Tissue("adrenal", 20, 55, 70, 12),
     Tissue("kidney", 32, 150, 180, 20),
@@ -71,8 +71,9 @@ TISSUES = (
     Tissue("thyroid", 110, 200, 170, 20),
     Tissue("prostate|uterus|ovary|seminal", 40, 60, 80, 12),
     Tissue(
-        "bone|femur|tibia|fibula|patella|hip|pelvis|sacrum|vertebra|thoracic|lumbar|cervical|"
-        "coccyx|rib|sternum|scapula|clavicula|humerus|skull|mandible",
+        "(?<![a-z])(bone|femur|tibia|fibula|patella|hip(?![a-z])|pelvis|sacrum|vertebra|thoracic|lumbar|"
+        "cervical|intervertebral|coccyx|rib|sternum|scapula|clavic|humerus|ulna|radius|skull|"
+        "mandible)",
         220,
         220,
         230,
