@@ -252,7 +252,7 @@ def write_labels(path: Path, seg: np.ndarray, scan: Scan) -> None:
             else:
                 sitk.WriteImage(image, str(temporary), useCompression=True)
             written = read_image(temporary)  # not every writer tells of a full disk
-        except (RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1].removeprefix(f"{temporary.name}: ")
             raise OSError(f"{path}: can't be written: {reason}") from error
         if not np.array_equal(sitk.GetArrayViewFromImage(written), labels):
