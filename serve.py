@@ -19,7 +19,6 @@ from segment_anything import __version__
 from utils.formats.intensity import CT_WINDOWS, parse_window
 from utils.options import int_from
 
-ROOT = Path(__file__).resolve().parent
 EVERYWHERE = ("0.0.0.0", "::")  # addresses to listen on that are no names
 
 
@@ -68,6 +67,7 @@ def main(args: argparse.Namespace) -> int:
 
     from utils.inference.checkpoint import adaptive_settings, build_model, read_checkpoint
     from utils.inference.load import checkpoint_path
+    from utils.inference.published import SMALL, SMALL_DRAWINGS
     from utils.runtime.device import choose_device
     from utils.serving.app import Server
     from utils.serving.leases import Leases
@@ -96,7 +96,7 @@ def main(args: argparse.Namespace) -> int:
         lambda line: print(line, flush=True),
         draws=settings.drawings,
         size=model.img_size,
-        licence="Apache-2.0" if checkpoint.path.parent == ROOT / "ckpt" else "",
+        licence="Apache-2.0" if checkpoint.path.name in (SMALL, SMALL_DRAWINGS) else "",
     )
     config = uvicorn.Config(
         server.app(), args.host, args.port, log_level="critical", timeout_graceful_shutdown=10

@@ -112,19 +112,17 @@ def main(args: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (
+        Exception
+    ) as error:  # uncaught, it would keep the readers of data, and so the process, alive
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            print(
+                f"{args.task_name}: {str(error).splitlines()[0]}: too little memory, or shared "
+                "memory (/dev/shm; docker run --shm-size 16G); --num_workers 0 does without",
+                file=sys.stderr,
+            )
+        else:
             traceback.print_exc()
-            return 1
-        reason = str(error).splitlines()[0]
-        print(
-            f"{args.task_name}: {reason}: too little memory, or shared memory (/dev/shm; "
-            "docker run --shm-size 16G); --num_workers 0 does without",
-            file=sys.stderr,
-        )
-        return 1
-    except Exception:  # uncaught, it would keep the readers of data, and so the process, alive
-        traceback.print_exc()
         return 1
 
 

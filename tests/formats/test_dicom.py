@@ -323,11 +323,18 @@ def test_values_of_a_file_without_a_syntax_are_of_its_own_order(tmp_path):
         syntax = b"\x02\x00\x10\x00UI\x14\x00" + b"1.2.840.10008.1.2.2\x00"
         assert syntax in content
         (folder / f"{i}.dcm").write_bytes(content.replace(syntax, b""))
-    try:
-        values, *_ = read(folder)
-    except ValueError:
-        return
+    values, *_ = read(folder)
     np.testing.assert_array_equal(values, VALUES)
+
+
+def test_a_slice_alone_is_as_thick_as_it_says(tmp_path):
+    (part,) = slices(VALUES[:1])
+    *_, image = read(save(tmp_path / "one", [part]))
+    assert image.GetSpacing() == (0.8, 0.9, 2.5)
+    part["SliceThickness"] = pydicom.DataElement("SliceThickness", "LO", "thick")
+    refused(save(tmp_path / "text", [part]), "expected 1 numbers as SliceThickness, got 'thick'")
+    del part["SliceThickness"]
+    refused(save(tmp_path / "none", [part]), "expected several slices, or a Slice Thickness")
 
 
 def test_files_without_a_preamble_are_read(tmp_path):

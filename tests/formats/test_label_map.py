@@ -24,6 +24,14 @@ def test_a_label_map_is_read(tmp_path):
     assert read_label_map(write(tmp_path / "b.npz")).names == {}
 
 
+def test_labels_that_are_stored_as_they_are_stay_on_the_disk(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, gts=GTS.astype(np.uint8), spacing=np.ones(3))
+    found = read_label_map(path)
+    assert isinstance(found.gts, np.memmap)
+    np.testing.assert_array_equal(found.gts, GTS)
+
+
 def test_fine_axes_are_thinned(tmp_path):
     path = write(tmp_path / "a.npz", spacing=(0.28, 0.5, 1.0))  # (x, y, z)
     np.testing.assert_array_equal(read_label_map(path).gts, GTS[:, ::2, ::4])

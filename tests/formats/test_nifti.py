@@ -129,6 +129,13 @@ def test_values_are_nibabels(tmp_path):
         path.write_bytes(content)
         expected = np.asanyarray(nibabel.load(path).dataobj).T
         np.testing.assert_allclose(sitk.GetArrayFromImage(read_image(path)), expected, rtol=1e-6)
+    fine = 1 + 1e-9 * VALUES.astype(np.float64)  # float32 would not hold it
+    for dtype, expected in (("f8", 2 * fine), ("i4", 2.0 * (VALUES.astype(np.int64) + 2**24))):
+        path = save(tmp_path / "d.nii", values=(expected / 2).astype(dtype))
+        content = bytearray(path.read_bytes())
+        struct.pack_into("<2f", content, 112, 2.0, 0.0)
+        path.write_bytes(content)
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(read_image(path)), expected)
     path = save(tmp_path / "c.nii", values=VALUES[None])
     assert nibabel.load(path).shape[3:] == (1,)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(read_image(path)), VALUES)

@@ -11,7 +11,7 @@ from conftest import ROOT
 from utils.runtime.launch import TASKS, check_launch
 from utils.runtime.lock import locked
 
-NAMES = [name for names in TASKS.values() for name in names] + ["RANK"]
+NAMES = [name for totals, index in TASKS.values() for name in (*totals, index)] + ["RANK"]
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def environment(monkeypatch):
 @pytest.mark.parametrize("launcher", TASKS)
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_tasks_that_know_nothing_of_each_other_are_refused(launcher, rank, environment, capsys):
-    total, index, mark = TASKS[launcher]
-    for name, value in ((mark, "2"), (total, "2"), (index, rank)):
+    totals, index = TASKS[launcher]
+    for name, value in (*((total, "2") for total in totals), (index, rank)):
         environment(name, value)
     message = f"{launcher} started 2 tasks that know nothing of each other"
     with pytest.raises(ValueError, match=f"{message}.*torchrun .* train.py"):

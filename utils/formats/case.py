@@ -222,7 +222,7 @@ def check_gts(truth: np.ndarray | None) -> np.ndarray:
         raise CaseError(
             f"gts must be 3D integers (z, y, x), got shape {truth.shape} of {truth.dtype}"
         )
-    if truth.min() < 0:
+    if truth.dtype.kind == "i" and truth.min() < 0:
         raise CaseError(f"expected gts of labels from 0 on, got {truth.min()}")
     return truth
 

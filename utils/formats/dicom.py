@@ -108,20 +108,21 @@ def read_dicom(path: Path, notices: list[str]) -> sitk.Image:
 
 def _volume(path: Path, notices: list[str]) -> sitk.Image:
     headers = _images(path, notices)
-    slices = [part for file, header in headers.items() for part in _slices(file, header)]
+    parts = {file: _slices(file, header) for file, header in headers.items()}
+    slices = [part for own in parts.values() for part in own]
     if len(slices) == 1 and not path.is_dir():
         raise ValueError("expected the folder of its series, got one slice")
     ordered, thickness = in_order(slices)
     (height, width), count = ordered[0].shape, len(ordered)
     if thickness is None:
-        thickness = _thickness(next(iter(headers.values())))
+        thickness = _thickness(*next(iter(headers.items())))
     if 4 * count * height * width > MAX_VOLUME_BYTES:
         raise ValueError(f"expected at most {MAX_VOLUME_BYTES} bytes, got {count} slices")
     volume = np.empty((count, height, width), np.float32)
     held: dict[Path, np.ndarray] = {}
     for plane, part in zip(volume, ordered, strict=True):
         if part.file not in held:
-            held = {part.file: _frames(part.file, headers[part.file], slices)}
+            held = {part.file: _frames(part.file, headers[part.file], parts[part.file])}
         plane[:] = held[part.file][part.frame]
     if any(h.get("PhotometricInterpretation") == "MONOCHROME1" for h in headers.values()):
         notices.append("MONOCHROME1: viewers show it inverted; its values are taken as they are")
@@ -395,25 +396,25 @@ def in_order(slices: Sequence[Slice]) -> tuple[list[Slice], float | None]:
     return ordered, thickness
 
 
-def _thickness(header: Dataset) -> float:
+def _thickness(file: Path, header: Dataset) -> float:
     """Of a single slice; raises ValueError where its header does not say."""
     for keyword in ("SpacingBetweenSlices", "SliceThickness"):
-        value = _told(header, 0, "PixelMeasuresSequence", keyword)
-        if value and 0 < float(value) < np.inf:
-            return float(value)
+        told = _told(header, 0, "PixelMeasuresSequence", keyword)
+        (mm,) = _numbers(file, keyword, told, 1) or (0.0,)
+        if mm > 0:
+            return mm
     raise ValueError("expected several slices, or a Slice Thickness, got one slice without")
 
 
 # Values
 
 
-def _frames(file: Path, header: Dataset, slices: Sequence[Slice]) -> np.ndarray:
-    """(frames, H, W) float32, rescaled.
+def _frames(file: Path, header: Dataset, own: Sequence[Slice]) -> np.ndarray:
+    """(frames, H, W) float32, rescaled, of a file and its slices.
 
     Raises:
         ValueError: They can't be unpacked, or are not as many as the header says.
     """
-    own = [part for part in slices if part.file == file]
     syntax = _transfer_syntax(header)
     if syntax.is_compressed and syntax != RLELossless:
         return _unpacked(file, header, own)

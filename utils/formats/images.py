@@ -8,7 +8,7 @@ import SimpleITK as sitk
 
 from utils.formats.dicom import read_dicom
 from utils.formats.image_header import check_header, is_dicom
-from utils.formats.nifti import notices_of, read_header, read_nifti
+from utils.formats.nifti import notices_of, read_nifti
 from utils.formats.npz import MAX_VOLUME_BYTES
 from utils.formats.scan_prompts import ending_of
 
@@ -31,8 +31,8 @@ def read_image(path: Path, notices: list[str] | None = None) -> sitk.Image:
         if path.is_dir() or (ending_of(path) is None and is_dicom(path)):
             image = read_dicom(path, said)
         elif is_nifti(path):
-            said += notices_of(read_header(path))
-            image = read_nifti(path)
+            image, header = read_nifti(path)
+            said += notices_of(header)
         else:
             image = _read_file(path)
         _check_volume(image)

@@ -8,6 +8,7 @@ A .npz file with the keys
 """
 
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.formats.case import check_gts, check_spacing
-from utils.formats.npz import CaseError, open_npz, read_array, read_numbers, read_text
+from utils.formats.npz import CaseError, map_array, open_npz, read_array, read_numbers, read_text
 
 MAX_OBLONG = 100  # of a voxel's longest side over its shortest
 
@@ -61,7 +62,7 @@ def read_label_map(path: Path) -> LabelMap:
     """
     with open_npz(path) as archive:
         spacing = check_spacing(read_numbers(archive, "spacing"))
-        gts = check_gts(read_array(archive, "gts"))
+        gts = check_gts(_labels(path, archive))
         text = read_text(archive, "names")
         names = _names(text) if text is not None else {}
     if max(spacing) > MAX_OBLONG * min(spacing):
@@ -69,7 +70,13 @@ def read_label_map(path: Path) -> LabelMap:
             f"{path.name}: expected sides of voxels up to 1 : {MAX_OBLONG}, got {spacing}"
         )
     z, y, x = (slice(None, None, max(1, round(max(spacing) / mm))) for mm in spacing)
-    return LabelMap(np.ascontiguousarray(gts[z, y, x]), names)
+    return LabelMap(gts[z, y, x], names)
+
+
+def _labels(path: Path, archive: zipfile.ZipFile) -> np.ndarray | None:
+    """Mapped where they are stored as they are, as in prepared cases; else read."""
+    stored = [i.filename for i in archive.infolist() if i.compress_type == zipfile.ZIP_STORED]
+    return map_array(path, archive, "gts") if "gts.npy" in stored else read_array(archive, "gts")
 
 
 def _names(text: str) -> dict[int, str]:

@@ -47,8 +47,10 @@ def read_header(path: Path) -> Header:
             raise ValueError(CUT_OFF) from None
 
 
-def read_nifti(path: Path) -> sitk.Image:
-    """The volume of a .nii or .nii.gz file, placed as nibabel places it; scaled ones as floats.
+def read_nifti(path: Path) -> tuple[sitk.Image, Header]:
+    """The volume of a .nii or .nii.gz file, placed as nibabel places it, and its header.
+
+    Values with a slope and intercept become floats.
 
     Raises:
         ValueError: It is not one 3D volume, is malformed or cut off; the message says why.
@@ -75,12 +77,11 @@ def read_nifti(path: Path) -> sitk.Image:
     values = values.astype(dtype.newbyteorder("="), copy=False)
     slope, intercept = _scaling(header)
     if (slope, intercept) != (1.0, 0.0):
-        values = values.astype(
-            np.float32 if dtype.itemsize < 4 or dtype.kind == "f" else np.float64
-        )
+        is_short = dtype.itemsize < 4 or dtype.newbyteorder("=") == np.float32
+        values = values.astype(np.float32 if is_short else np.float64)
         values *= slope
         values += intercept
-    return placed(values, affine_of(header))
+    return placed(values, affine_of(header)), header
 
 
 def placed(values: np.ndarray, affine: np.ndarray) -> sitk.Image:

@@ -2,15 +2,13 @@
 
 import os
 
-# What launchers other than torchrun say of the number of their tasks, and of this one.
+# What launchers other than torchrun say of the number of their tasks, and of which one this is.
+# That of srun's step comes first: a batch script and a shell have that of the whole allocation.
 TASKS = {
-    "srun": ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
-    "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_RANK"),
-    "mpiexec": ("PMI_SIZE", "PMI_RANK", "PMI_RANK"),
+    "srun": (("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"), "SLURM_PROCID"),
+    "mpirun": (("OMPI_COMM_WORLD_SIZE",), "OMPI_COMM_WORLD_RANK"),
+    "mpiexec": (("PMI_SIZE",), "PMI_RANK"),
 }
-
-
-STEPS = ("SLURM_STEP_NUM_TASKS",)  # tasks of this step of srun's, not of the whole allocation
 
 
 def is_launched() -> bool:
@@ -31,10 +29,10 @@ def check_launch(script: str) -> None:
     """
     if is_launched():
         return
-    for launcher, (total, index, mark) in TASKS.items():
-        count = int(os.environ.get(mark if mark in STEPS else total) or os.environ.get(total) or 1)
-        is_task = mark in os.environ or os.environ.get(index, "0") != "0"
-        if count > 1 and is_task:
+    for launcher, (totals, index) in TASKS.items():
+        stated = [int(os.environ[name]) for name in totals if name in os.environ]
+        is_task = totals[0] in os.environ or os.environ.get(index, "0") != "0"
+        if is_task and stated and (count := stated[0]) > 1:
             raise ValueError(
                 f"{launcher} started {count} tasks that know nothing of each other: start one a "
                 f"node, and torchrun in it; on one node: srun --ntasks-per-node=1 torchrun "

@@ -92,7 +92,9 @@ class Server:
         max_bytes: Of an image, unpacked; a body may have a little more.
         hosts: Names by which the server may be called, beside LOCAL.
         log: Takes a line for each request.
-        facts: What the loaded network is, for `capabilities`.
+        draws: Whether the network was trained with drawings.
+        size: Voxels along the side of its ROI.
+        licence: Of its weights; "" if not known.
     """
 
     def __init__(

@@ -54,7 +54,7 @@ MIN_IN_ROI = 30  # voxels of the object, of the ROI
 MAX_WRONG = 12  # voxels by which the border of a perturbed mask is wrong at most
 PER_SYNTHETIC = 4  # samples of a synthetic case, which takes as long to make as they do
 MAX_HELD = 256  # synthetic cases in memory, of each process; 1.5 MB each
-MAX_MAPS = 32  # label maps in memory, of each process; about 10 MB each
+MAX_MAPS = 32  # label maps at hand, of each process; packed ones in memory, about 10 MB each
 MIN_SHAPES = 20  # labels of a case that gives its shapes to synthetic ones
 MAX_OBLONG = 1.5  # of its voxels
 

@@ -8,8 +8,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from utils.formats.prepared import PreparedCase
 
 SHARE_POWER = 0.5  # of the samples that a data set's cases would have each by itself
@@ -54,15 +52,15 @@ class CaseMix:
         self.quotas = {
             folder: max(round(sum(counts) * share / whole), 1) for folder, share in shares.items()
         }
-        self._owners = [folder for folder, quota in self.quotas.items() for _ in range(quota)]
-        self._firsts = dict(zip(self.quotas, np.cumsum([0, *self.quotas.values()]), strict=False))
+        # For each sample its data set, and which of that one's samples it is.
+        self._samples = [(folder, i) for folder, n in self.quotas.items() for i in range(n)]
 
     def __len__(self) -> int:
         """Samples in an epoch."""
-        return len(self._owners)
+        return len(self._samples)
 
     def case(self, epoch: int, index: int) -> PreparedCase:
         """That of a sample; epochs go on with the cases of a data set where the last one ended."""
-        folder = self._owners[index]
-        cycle, quota = self._cycles[folder], self.quotas[folder]
-        return cycle[(epoch * quota + index - int(self._firsts[folder])) % len(cycle)]
+        folder, i = self._samples[index]
+        cycle = self._cycles[folder]
+        return cycle[(epoch * self.quotas[folder] + i) % len(cycle)]
