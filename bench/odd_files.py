@@ -122,8 +122,13 @@ def affine(rows: list, spacing: list, first: np.ndarray, step: np.ndarray) -> np
 
 def compare(path: Path, labels: Path) -> str:
     """ "read", or what differs from the packages' own reading."""
-    values, expected = reference(path)
     found = sitk.GetArrayFromImage(read_image(path))
+    try:
+        values, expected = reference(path)
+    except RuntimeError as error:  # pydicom leaves some compressions to packages beside it
+        if "plugins are missing" not in str(error):
+            raise
+        return "read: pydicom by itself can't unpack its values, so nothing is compared"
     if found.shape != values.shape:
         return f"FAULT: shape {found.shape}, expected {values.shape}"
     if not np.allclose(found, values, rtol=1e-4, atol=1e-4 * np.abs(values).max()):

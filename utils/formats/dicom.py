@@ -202,9 +202,11 @@ def _ending(file: Path) -> str:
 
 def _is_of_no_image(header: Dataset) -> bool:
     """Whether a header says by its class that the file holds no image."""
-    name = UID(str(_class_of(header) or "")).name
-    is_known = name != str(_class_of(header))
-    return _class_of(header) in SEGMENTATIONS or (is_known and "Image" not in name)
+    kind = _class_of(header)
+    if kind is None:
+        return False
+    name = UID(str(kind)).name  # the number itself, if it is none of DICOM's
+    return kind in SEGMENTATIONS or (name != str(kind) and "Image" not in name)
 
 
 def _is_image(header: Dataset) -> bool:
