@@ -17,6 +17,7 @@ from types import FrameType
 
 from segment_anything import __version__
 from utils.formats.intensity import CT_WINDOWS, parse_window
+from utils.inference.published import SMALL, SMALL_DRAWINGS
 from utils.options import int_from
 
 EVERYWHERE = ("0.0.0.0", "::")  # addresses to listen on that are no names
@@ -45,7 +46,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--api-key", help="that clients must show; default: a new one, printed")
     parser.add_argument(
-        "--checkpoint", type=Path, help="default: the best of those found in ckpt/ (see README)"
+        "--checkpoint",
+        type=Path,
+        default=Path(__file__).resolve().with_name("ckpt") / SMALL_DRAWINGS,
+        help=f"default: ckpt/{SMALL_DRAWINGS}, which takes whatever people draw in viewers",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
@@ -67,7 +71,6 @@ def main(args: argparse.Namespace) -> int:
 
     from utils.inference.checkpoint import adaptive_settings, build_model, read_checkpoint
     from utils.inference.load import checkpoint_path
-    from utils.inference.published import SMALL, SMALL_DRAWINGS
     from utils.runtime.device import choose_device
     from utils.serving.app import Server
     from utils.serving.leases import Leases
