@@ -159,7 +159,9 @@ def main(args: argparse.Namespace) -> int:
     ending = f".{args.output_format}" if args.output_format else None
     try:
         check_launch("infer.py")
-        sources = find_sources(args.inputs, args.objects, args.space, args.window, ending)
+        sources = find_sources(
+            args.inputs, args.objects, args.space, args.window, ending, args.prompts
+        )
         prepare_outputs(args.outputs, sources)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)

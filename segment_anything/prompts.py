@@ -42,12 +42,14 @@ class Drawing:
         inside: (d, h, w) bool, that part.
         is_region: A lasso's or a slice's box, filled; else a scribble, which lies somewhere inside.
         is_foreground: The object is there, or is not.
+        after: Clicks on the object that were made before it.
     """
 
     start: Index3
     inside: np.ndarray
     is_region: bool
     is_foreground: bool
+    after: int = 0
 
     @property
     def bounds(self) -> np.ndarray:
@@ -70,6 +72,20 @@ class Prompts:
     clicks: tuple[Click, ...] = ()
     is_right: bool = False
     drawings: tuple[Drawing, ...] = ()
+
+    @property
+    def steps(self) -> list["Prompts"]:
+        """What there was after each prompt: the box, then clicks and drawings as they were made."""
+        steps = [] if self.box is None else [Prompts(self.box)]
+        for count in range(len(self.clicks) + 1):
+            earlier = tuple(drawing for drawing in self.drawings if drawing.after < count)
+            if count:
+                steps.append(Prompts(self.box, self.clicks[:count], drawings=earlier))
+            for drawing in self.drawings:
+                if drawing.after == count:
+                    earlier = (*earlier, drawing)
+                    steps.append(Prompts(self.box, self.clicks[:count], drawings=earlier))
+        return steps
 
     @property
     def newest(self) -> "Prompts":

@@ -65,7 +65,7 @@ def test_what_the_user_may_not_expect_is_told(run, tmp_path):
     scan = written(tmp_path / "inputs/scan.nii.gz")
     scan.with_name("scan.json").write_text(json.dumps(OBJECTS))
     status, out, _ = run("--box=2,3,4,5,9,16", "--object", "--click=1,1,1,0")
-    assert status == 0 and "scan.json is not read, as there are --box or --click" in out
+    assert status == 0 and "scan.json is not read, as there are --prompts, --box or --click" in out
     assert "scan.nii.gz: nothing found of object 2\n" in out  # a background click alone
     scan.write_bytes(scan.read_bytes()[:-20])
     status, _, err = run()
@@ -178,3 +178,32 @@ def test_options_that_mean_nothing(option, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         infer.get_args_parser().parse_args([option])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_file_of_prompts_elsewhere_is_for_scans_and_cases(run, tmp_path):
+    prompts = tmp_path / "mine.json"
+    prompts.write_text(json.dumps(OBJECTS))
+    arrays = case_arrays()
+    np.savez_compressed(tmp_path / "inputs/case.npz", **arrays)
+    status, out, err = run(f"--prompts={prompts}")
+    assert status == 0 and "objects 2, rounds of prompts 3" in out, err
+    one = np.load(tmp_path / "outputs/case.npz")["segs"]
+    for key in ("boxes", "clicks", "clicks_order"):
+        arrays.pop(key, None)
+    np.savez_compressed(tmp_path / "inputs/case.npz", **arrays)
+    assert run(f"--prompts={prompts}")[0] == 0  # it needs none of its own
+    np.testing.assert_array_equal(np.load(tmp_path / "outputs/case.npz")["segs"], one)
+    prompts.write_text(json.dumps({"window": "lung", **OBJECTS}))
+    assert "expected no window for an .npz case" in run(f"--prompts={prompts}")[2]
+    written(tmp_path / "inputs/scan.nii.gz")
+    status, _, err = run(f"--prompts={prompts}")
+    assert status == 2 and "--prompts: expected one scan or case and no other, got 2" in err
+
+
+def test_drawings_need_a_network_that_knows_them(run, tmp_path):
+    written(tmp_path / "inputs/scan.nii.gz")
+    drawn = {"objects": [{"drawings": [{"box": [3, 3, 4, 4, 9, 16]}]}]}
+    (tmp_path / "inputs/scan.json").write_text(json.dumps(drawn))
+    for policy in ("adaptive", "baseline"):
+        status, _, err = run(f"--policy={policy}")
+        assert status == 1 and "got drawings, for which a network is needed" in err

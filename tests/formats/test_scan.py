@@ -16,7 +16,7 @@ from utils.formats.dicom import kept_locale
 from utils.formats.intensity import CT_WINDOWS, scale_percentiles, scale_window
 from utils.formats.npz import CaseError
 from utils.formats.scan import read_scan, turned_back, write_labels
-from utils.formats.scan_prompts import RawObject, RawPrompts, read_prompts
+from utils.formats.scan_prompts import RawDrawing, RawObject, RawPrompts, read_prompts
 
 VOXEL = (3, 4, 15)
 BOX = (2.0, 3.0, 4.0, 5.0, 6.0, 16.0)
@@ -296,7 +296,10 @@ def test_a_prompt_file(tmp_path):
         ("{", "expected JSON: Expecting property name"),
         ("[" * 100_000, "maximum recursion depth"),
         ("[]", "the file: expected a JSON object, got list"),
-        ('{"objects": [], "spaces": "lps"}', "the file: expected the keys objects, space, window"),
+        (
+            '{"objects": [], "spaces": "lps"}',
+            "the file: expected the keys objects, space, window, o",
+        ),
         ('{"objects": []}', "objects: expected a list of at least one"),
         ('{"objects": [{}], "space": "mm"}', "space: expected one of voxel, lps, ras, got 'mm'"),
         ('{"objects": [{"box": [1, 2, 3]}]}', "box of object 1: expected 6 numbers"),
@@ -308,6 +311,21 @@ def test_a_prompt_file(tmp_path):
         ('{"objects": [{"box": null, "box": 3}]}', "expected each key once, got box, box"),
         ('{"objects": [{"clicks": [[1, 2, 3, ' + 400 * "9" + "]]}]}", "int too large to convert"),
         ('{"objects": [3]}', "object 1: expected a JSON object, got int"),
+        ('{"objects": [{}], "overlap": "last"}', "overlap: expected one of highest, first, got"),
+        ('{"objects": [{}], "labels": "../a.nii"}', "labels: expected the name of a file beside"),
+        ('{"objects": [{"initial": 0}]}', "initial of object 1: expected a label from 1 on, got 0"),
+        ('{"objects": [{"initial": 2}]}', "initial: expected labels of a file in `labels`, each"),
+        ('{"objects": [{"drawings": [{}]}]}', "drawing of object 1: expected one of box, scribb"),
+        ('{"objects": [{"drawings": [{"lasso": []}]}]}', "drawing of object 1: expected a list of"),
+        ('{"objects": [{"drawings": [{"lasso": [[1, 2]]}]}]}', "drawing of object 1: expected 3"),
+        (
+            '{"objects": [{"drawings": [{"box": [1, 2, 3, 2, 4, 5], "label": 2}]}]}',
+            "drawing of object 1: expected a label 1 .* got 2",
+        ),
+        (
+            '{"objects": [{"drawings": [{"box": [1, 2, 3, 2, 4, 5], "after": 1}]}]}',
+            "drawing of object 1: expected after as 0 to 0 clicks, got 1",
+        ),
     ],
 )
 def test_a_prompt_file_that_cannot_be_used(tmp_path, text, message):
@@ -315,3 +333,75 @@ def test_a_prompt_file_that_cannot_be_used(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(CaseError, match="scan.json: " + message):
         read_prompts(path)
+
+
+def test_drawings_are_in_the_same_voxels_in_any_orientation(tmp_path):
+    drawn = [
+        RawDrawing("box", ((2, 3, 4), (3, 6, 9)), True, 0),
+        RawDrawing("scribble", ((2, 3, 4), (2, 5, 4), (2, 5, 7)), False, 1),
+        RawDrawing("lasso", ((1, 4, 4), (1, 4, 8), (5, 4, 8)), True, 1),
+    ]
+    raw = RawPrompts((RawObject(None, [(VOXEL, True)], drawn),))
+    expected = np.zeros((3, *SHAPE), bool)
+    expected[0, 2, 3:6, 4:9] = True
+    expected[1, 2, 3:6, 4] = expected[1, 2, 5, 4:8] = True
+    expected[
+        2,
+        [1] * 5 + [2, 2, 2, 2, 3, 3, 3, 4, 4, 5],
+        4,
+        [4, 5, 6, 7, 8, 5, 6, 7, 8, 6, 7, 8, 7, 8, 8],
+    ] = True
+    for direction in (IDENTITY, turn(1, 90), turn(0, 180) @ turn(2, 90)):
+        scan = read_scan(written(tmp_path / "scan.nrrd", direction=direction), raw)
+        for i, drawing in enumerate(scan.case.objects[0].drawings):
+            volume = np.zeros(scan.case.shape, bool)
+            part = (
+                slice(a, a + n) for a, n in zip(drawing.start, drawing.inside.shape, strict=True)
+            )
+            volume[tuple(part)] = drawing.inside
+            np.testing.assert_array_equal(turned_back(volume, scan), expected[i])
+            assert (drawing.is_region, drawing.is_foreground, drawing.after) == (
+                (True, True, 0),
+                (False, False, 1),
+                (True, True, 1),
+            )[i]
+
+
+@pytest.mark.parametrize(
+    ("drawing", "message"),
+    [
+        (
+            RawDrawing("scribble", ((1, 1, 1), (2, 2, 2)), True, 0),
+            "expected it in one slice, got 2 x 2 x 2",
+        ),
+        (
+            RawDrawing("box", ((1, 1, 1), (3, 4, 5)), True, 0),
+            "expected it in one slice, got 2 x 3 x 4",
+        ),
+        (
+            RawDrawing("lasso", ((1, 1, 1), (1, 2, 99)), True, 0),
+            "lasso of object 1: expected it within",
+        ),
+    ],
+)
+def test_drawings_that_do_not_fit(tmp_path, drawing, message):
+    with pytest.raises(CaseError, match=message):
+        read_scan(written(tmp_path / "scan.mha"), RawPrompts((RawObject(None, [], [drawing]),)))
+
+
+def test_labels_to_begin_with(tmp_path):
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[2:5, 3:6, 4:9], labels[6, 7, 8] = 3, 7
+    direction = turn(1, 90)
+    written(tmp_path / "before.nii.gz", labels, direction)
+    objects = (RawObject(initial=7), RawObject(BOX), RawObject(initial=3, clicks=[(VOXEL, True)]))
+    raw = RawPrompts(objects, overlap="first", labels=tmp_path / "before.nii.gz")
+    scan = read_scan(written(tmp_path / "scan.nii.gz", direction=direction), raw)
+    assert scan.case.is_replayed and scan.case.overlap == "first"
+    expected = np.select([labels == 7, labels == 3], [1, 3])
+    np.testing.assert_array_equal(turned_back(scan.case.prev_pred, scan), expected)
+    with pytest.raises(CaseError, match="before.nii.gz: expected the grid of scan.mha"):
+        read_scan(written(tmp_path / "scan.mha"), raw)
+    objects[0].initial = 5
+    with pytest.raises(CaseError, match="initial of object 1: expected a label of the file, got 5"):
+        read_scan(tmp_path / "scan.nii.gz", raw)

@@ -6,9 +6,10 @@ import torch
 
 from conftest import SHAPE, SPACING
 from segment_anything import SamPredictor3D
+from segment_anything.adaptive import ObjectRequest
 from segment_anything.patches import Prediction
-from segment_anything.predictor3D import MAX_UNDO, Canvas, _Cache
-from segment_anything.prompts import Box, Click, Prompts
+from segment_anything.predictor3D import MAX_STEPS, MAX_UNDO, Canvas, _Cache
+from segment_anything.prompts import Box, Click, Drawing, Prompts
 from segment_anything.roi import Roi
 from utils.formats.case import Case
 from utils.inference.method import make_segmenter
@@ -288,3 +289,59 @@ def test_low_precision_changes_few_voxels(precision, tiny_hybrid, predictor, ima
     low = SamPredictor3D(tiny_hybrid, precision=precision)
     low.set_image(image, SPACING)
     assert (low.predict(box=BOX).mask == exact).mean() > 0.9
+
+
+CLICKS = tuple(Click((4, 5 + i, 6), i % 2 == 0) for i in range(4))
+
+
+def test_steps_are_the_prompts_in_their_order():
+    drawings = [Drawing((3, 4, 5), np.ones((1, 2, 3), bool), True, True, after) for after in (0, 2)]
+    box = Box(BOX[:3], BOX[3:])
+    steps = Prompts(box, CLICKS[:2], drawings=tuple(drawings)).steps
+    assert [(len(s.clicks), len(s.drawings)) for s in steps] == [
+        (0, 0),
+        (0, 1),
+        (1, 1),
+        (2, 1),
+        (2, 2),
+    ]
+    assert all(step.box == box for step in steps) and Prompts().steps == []
+
+
+def test_a_replay_is_call_after_call(predictor):
+    predictor.predict(box=BOX)
+    for click in CLICKS:
+        last = predictor.predict(points=[click.point], labels=[int(click.is_foreground)])
+    other = predictor.predict(points=[(8, 9, 10)], labels=[1], obj=2)
+    whole = Prompts(Box(BOX[:3], BOX[3:]), CLICKS)
+    requests = [ObjectRequest(whole), ObjectRequest(Prompts(clicks=(Click((8, 9, 10), True),)))]
+    for prediction, expected in zip(predictor.replay(requests), (last, other), strict=True):
+        np.testing.assert_array_equal(prediction.logits, expected.logits)
+
+
+def test_a_replay_of_very_many_prompts_takes_a_bounded_time(predictor, monkeypatch):
+    calls, segment = [], predictor.segment
+    monkeypatch.setattr(predictor, "segment", lambda asked: calls.append(asked) or segment(asked))
+    clicks = tuple(Click((i // 13, i % 13, 6), True) for i in range(100))
+    list(predictor.replay([ObjectRequest(Prompts(clicks=clicks))]))
+    assert [len(asked[0].prompts.clicks) for asked in calls] == list(range(101 - MAX_STEPS, 101))
+
+
+def test_prompts_without_a_mask_so_far_are_replayed(tiny_hybrid, image):
+    objects = (Prompts(Box(BOX[:3], BOX[3:]), CLICKS),)
+    segment = make_segmenter(tiny_hybrid, "adaptive")
+    case = Case("a", image, SPACING, objects, 5, is_replayed=True)
+    predictor = SamPredictor3D(tiny_hybrid)
+    predictor.set_image(image, SPACING)
+    (expected,) = predictor.replay([ObjectRequest(objects[0])])
+    np.testing.assert_array_equal(segment(case), expected.mask)
+
+
+def test_the_first_painted_may_keep_its_voxels():
+    canvas = Canvas((2, 3, 4), "first")
+    for label, logit in enumerate((1.0, 5.0), 1):
+        logits = np.full((1, 3, 2), logit, np.float16)
+        region = (slice(0, 1), slice(0, 3), slice(label, label + 2))
+        canvas.paint(label, Prediction((2, 3, 4), region, logits, 1.0))
+    np.testing.assert_array_equal(canvas.seg[0], [[0, 1, 1, 2]] * 3)
+    assert not canvas.seg[1].any()

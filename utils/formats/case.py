@@ -27,6 +27,9 @@ class Case:
         objects: Prompts of object 1, 2, ...; an object may have none.
         rounds: Rounds of prompts so far: the boxes, if any, and each round of clicks.
         prev_pred: (D, H, W) uint8 labels of the round before, or None.
+        is_replayed: The prompts were not predicted with so far: they count one after the other,
+            from prev_pred on.
+        overlap: One of OVERLAPS.
     """
 
     name: str
@@ -35,6 +38,8 @@ class Case:
     objects: tuple[Prompts, ...]
     rounds: int
     prev_pred: np.ndarray | None = None
+    is_replayed: bool = False
+    overlap: str = "highest"
 
     @property
     def shape(self) -> Index3:
@@ -66,6 +71,18 @@ def read_case(path: Path) -> Case:
     """
     with open_npz(path) as archive:
         return _parse_case(path.name, archive)
+
+
+def read_bare_case(path: Path) -> Case:
+    """Read and check a case whose prompts, if it has any, are left aside.
+
+    Raises:
+        CaseError: The file is not a usable case.
+        OSError: It can't be read.
+    """
+    with open_npz(path) as archive:
+        spacing = check_spacing(read_numbers(archive, "spacing"))
+        return Case(path.name, _check_image(read_array(archive, "imgs")), spacing, (), 0)
 
 
 def read_labelled_case(path: Path, truth_path: Path | None = None) -> LabelledCase:
@@ -294,7 +311,7 @@ def _parse_case(name: str, archive: zipfile.ZipFile) -> Case:
     if prev_pred is not None:
         prev_pred = _check_prev_pred(prev_pred, image.shape, count)
     rounds = (boxes is not None) + click_rounds
-    return Case(name, image, spacing, tuple(prompts), rounds, prev_pred)
+    return Case(name, image, spacing, tuple(prompts), rounds, prev_pred, prev_pred is None)
 
 
 def check_spacing(stored: np.ndarray | None) -> tuple[float, float, float]:

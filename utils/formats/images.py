@@ -1,6 +1,7 @@
 """Image files and DICOM series -> SimpleITK images, checked, and turned to LPS on demand."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -97,23 +98,40 @@ def read_pair(
     Raises:
         ValueError: They are not on one grid, or not images; the message names the file.
     """
-    notices: tuple[list[str], list[str]] = ([], [])
-    paths = image_path, labels_path
-    image, labels = (
-        turned_to_lps(read_image(path, said)) for path, said in zip(paths, notices, strict=True)
-    )
+    notices: list[str] = []
+    image = turned_to_lps(read_image(image_path, notices))
+    labels = read_labels(labels_path, image, image_path.name, notices)
+    x, y, z = image.GetSpacing()
+    return sitk.GetArrayFromImage(image), labels, (z, y, x)
+
+
+def read_labels(
+    path: Path, image: sitk.Image, name: str, notices: Sequence[str] = ()
+) -> np.ndarray:
+    """Read labels on the grid of an image that is turned to LPS -> (D, H, W), turned as well.
+
+    Args:
+        path: The labels.
+        image: The image.
+        name: Its file's, for messages.
+        notices: What was noticed when it was read.
+
+    Raises:
+        ValueError: They are not on its grid, or not an image; the message names the file.
+    """
+    own: list[str] = []
+    labels = turned_to_lps(read_image(path, own))
     if not image.IsSameImageGeometryAs(labels, GEOMETRY_TOLERANCE, GEOMETRY_TOLERANCE):
         said = [
-            f"; {path.name}: {line}"
-            for path, own in zip(paths, notices, strict=True)
-            for line in own
+            f"; {whose}: {line}"
+            for whose, lines in ((name, notices), (path.name, own))
+            for line in lines
         ]
         raise ValueError(
-            f"{labels_path.name}: expected the grid of {image_path.name}, {_grid(image)}, got "
+            f"{path.name}: expected the grid of {name}, {_grid(image)}, got "
             f"{_grid(labels)}{''.join(said)}"
         )
-    x, y, z = image.GetSpacing()
-    return sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(labels), (z, y, x)
+    return sitk.GetArrayFromImage(labels)
 
 
 def _grid(image: sitk.Image) -> str:

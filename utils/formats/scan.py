@@ -3,7 +3,8 @@
 Inside, a scan is turned to LPS, as the challenge's cases are; its labels are turned back.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -11,14 +12,21 @@ from typing import NamedTuple
 import numpy as np
 import SimpleITK as sitk
 
-from segment_anything.prompts import Box, Click, Prompts
+from segment_anything.prompts import Box, Click, Drawing, Prompts
 from utils.formats.atomic import atomic_path
 from utils.formats.case import MAX_OBJECTS, Case
-from utils.formats.images import GEOMETRY_TOLERANCE, is_nifti, read_image, turned_to_lps
+from utils.formats.drawn import drawn_in_slice
+from utils.formats.images import (
+    GEOMETRY_TOLERANCE,
+    is_nifti,
+    read_image,
+    read_labels,
+    turned_to_lps,
+)
 from utils.formats.intensity import parse_window, to_grey
 from utils.formats.nifti import TO_LPS, Header, read_header, write_nifti
 from utils.formats.npz import CaseError
-from utils.formats.scan_prompts import RawObject, RawPrompts, ending_of
+from utils.formats.scan_prompts import RawDrawing, RawObject, RawPrompts, ending_of
 
 
 class Axis(NamedTuple):
@@ -48,6 +56,19 @@ class Grid:
     @classmethod
     def of(cls, image: sitk.Image) -> "Grid":
         return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+
+    @classmethod
+    def of_case(cls, case: Case) -> "Grid":
+        """That of a challenge case, which does not say where it lies."""
+        return cls(case.shape[::-1], case.spacing[::-1], (0.0,) * 3, tuple(np.eye(3).ravel()))
+
+    def image(self) -> sitk.Image:
+        """An empty image on it."""
+        image = sitk.Image(self.size, sitk.sitkUInt8)
+        image.SetSpacing(self.spacing)
+        image.SetOrigin(self.origin)
+        image.SetDirection(self.direction)
+        return image
 
     @property
     def affine(self) -> np.ndarray:
@@ -98,6 +119,23 @@ class Scan:
         return found[0], found[1], found[2]
 
 
+def read_values(path: Path) -> tuple[Scan, sitk.Image]:
+    """Read a file or a DICOM series; its case is a view of the image's own values, turned to LPS.
+
+    Raises:
+        ValueError, RuntimeError: It can't be used.
+    """
+    notices: list[str] = []
+    image = read_image(path, notices)
+    header = read_header(path) if is_nifti(path) else None
+    grid = Grid.of(image)
+    image = turned_to_lps(image)
+    turned = Grid.of(image)
+    x, y, z = turned.spacing
+    case = Case(path.name, sitk.GetArrayViewFromImage(image), (z, y, x), (), 0)
+    return Scan(case, grid, turned, tuple(notices), header), image
+
+
 def read_scan(path: Path, prompts: RawPrompts) -> Scan:
     """Read a file or a DICOM series, and bring it into the challenge's form.
 
@@ -108,30 +146,65 @@ def read_scan(path: Path, prompts: RawPrompts) -> Scan:
     """
     try:
         window = parse_window(prompts.window) if prompts.window else None
-        notices: list[str] = []
-        image = read_image(path, notices)
-        header = read_header(path) if is_nifti(path) else None
-        grid = Grid.of(image)
-        image = turned_to_lps(image)
-        turned = Grid.of(image)
-        values = sitk.GetArrayViewFromImage(image)  # (z, y, x)
-        objects = tuple(
-            place(raw, number, prompts.space, grid, turned, notices)
-            for number, raw in enumerate(prompts.objects, 1)
-        )
-        if not any(each.box or each.clicks for each in objects):
-            raise ValueError("expected a box or a click, got none")
-        if len(objects) > MAX_OBJECTS:
-            raise ValueError(f"expected at most {MAX_OBJECTS} objects, got {len(objects)}")
-        grey, said = to_grey(values, window)
-        notices += said
+        scan, image = read_values(path)
+        notices = list(scan.notices)
+        case = prompted(scan.case, prompts, scan.grid, scan.turned, notices)
+        grey, said = to_grey(sitk.GetArrayViewFromImage(image), window)
     except (ValueError, RuntimeError) as error:
         message = str(error).removeprefix(f"{path.name}: ")
         raise CaseError(f"{path.name}: {message}") from error
-    x, y, z = turned.spacing
-    rounds = any(each.box for each in objects) + max(len(each.clicks) for each in objects)
-    case = Case(path.name, grey, (z, y, x), objects, rounds)
-    return Scan(case, grid, turned, tuple(notices), header)
+    return replace(scan, case=replace(case, image=grey), notices=(*notices, *said))
+
+
+def prompted(case: Case, prompts: RawPrompts, grid: Grid, turned: Grid, notices: list[str]) -> Case:
+    """The case with prompts as they were given, which count one after the other.
+
+    Args:
+        case: On the turned grid.
+        prompts: In their space.
+        grid: The grid of the file.
+        turned: The grid of the case.
+        notices: List to which is added what the user may want to know.
+
+    Raises:
+        ValueError: The prompts do not fit it, or its labels do not.
+    """
+    objects = tuple(
+        place(raw, number, prompts.space, grid, turned, notices)
+        for number, raw in enumerate(prompts.objects, 1)
+    )
+    if not any(each.steps for each in objects):
+        raise ValueError("expected a box or a click, got none")
+    if len(objects) > MAX_OBJECTS:
+        raise ValueError(f"expected at most {MAX_OBJECTS} objects, got {len(objects)}")
+    previous = None
+    if prompts.labels is not None:
+        labels = read_labels(prompts.labels, turned.image(), case.name, notices)
+        previous = numbered(labels, [raw.initial for raw in prompts.objects])
+    later = max(len(each.steps) - (each.box is not None) for each in objects)
+    return replace(
+        case,
+        objects=objects,
+        rounds=any(each.box for each in objects) + later,
+        prev_pred=previous,
+        is_replayed=True,
+        overlap=prompts.overlap,
+    )
+
+
+def numbered(labels: np.ndarray, numbers: Sequence[int | None]) -> np.ndarray:
+    """(D, H, W) uint8 with object i where the labels are the i-th number; None: it is nowhere.
+
+    Raises:
+        ValueError: A label is not there.
+    """
+    previous = np.zeros(labels.shape, np.uint8)
+    for i, number in enumerate(numbers, 1):
+        inside = labels == number
+        if number is not None and not inside.any():
+            raise ValueError(f"initial of object {i}: expected a label of the file, got {number}")
+        previous[inside] = i
+    return previous
 
 
 def place(
@@ -176,7 +249,36 @@ def place(
             )
         z, y, x = voxel.astype(int).tolist()
         clicks.append(Click((z, y, x), is_foreground))
-    return Prompts(box, tuple(clicks))
+    drawings = tuple(_placed(drawn, number, space, grid, turned) for drawn in raw.drawings)
+    return Prompts(box, tuple(clicks), drawings=drawings)
+
+
+def _placed(raw: RawDrawing, number: int, space: str, grid: Grid, turned: Grid) -> Drawing:
+    """What was drawn, in voxels of the turned grid.
+
+    Raises:
+        ValueError: It does not lie in one slice of the volume.
+    """
+    if raw.kind == "box":
+        edges = _box_edges((*raw.points[0], *raw.points[1]), space, grid, turned).astype(int)
+        low, high = edges[0], edges[1] - 1
+    else:
+        given = np.array(raw.points)
+        if space == "voxel":
+            given = _rounded(given)  # before axes are flipped
+        voxels = _rounded(_voxels(given, space, grid, turned)).astype(int)
+        low, high = voxels.min(axis=0), voxels.max(axis=0)
+    where = f"{raw.kind} of object {number}"
+    if (low < 0).any() or (high >= turned.size[::-1]).any():
+        raise ValueError(f"{where}: expected it within the volume, {_size(grid)}")
+    if (low < high).all():
+        raise ValueError(
+            f"{where}: expected it in one slice, got {' x '.join(map(str, high - low + 1))} voxels"
+        )
+    if raw.kind == "box":
+        z, y, x = low.tolist()
+        return Drawing((z, y, x), np.ones(high - low + 1, bool), True, raw.is_foreground, raw.after)
+    return drawn_in_slice(voxels, raw.kind == "lasso", raw.is_foreground, raw.after)
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
@@ -242,9 +344,7 @@ def write_labels(path: Path, seg: np.ndarray, scan: Scan) -> None:
     """
     labels = np.ascontiguousarray(turned_back(seg, scan))
     image = sitk.GetImageFromArray(labels)
-    image.SetSpacing(scan.grid.spacing)
-    image.SetOrigin(scan.grid.origin)
-    image.SetDirection(scan.grid.direction)
+    image.CopyInformation(scan.grid.image())
     with atomic_path(path, ending_of(path) or "") as temporary:
         try:
             if is_nifti(path):

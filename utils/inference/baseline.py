@@ -20,6 +20,7 @@ from segment_anything.roi import (
     roi_around,
 )
 from utils.formats.case import Case
+from utils.formats.npz import CaseError
 
 TARGET_SPACING = 1.5  # mm; the resolution of the published training data
 PROMPT_RADIUS = 10  # original voxels round a prompt that count as the prompt, as published
@@ -110,6 +111,15 @@ def predict_rois(
     return (logits[:, 0] > MASK_THRESHOLD).cpu().numpy()
 
 
+def check_undrawn(case: Case) -> None:
+    """Raises CaseError if a case has drawings."""
+    if any(prompts.drawings for prompts in case.objects):
+        raise CaseError(
+            f"{case.name}: expected boxes of whole objects and clicks, got drawings, for which a "
+            "network is needed that was trained with them"
+        )
+
+
 def predict_baseline(
     model: Sam3D,
     case: Case,
@@ -129,6 +139,9 @@ def predict_baseline(
     Returns:
         (D, H, W) uint8, object i of the case as label i, a later object over an earlier one.
     """
+    check_undrawn(case)
+    if case.overlap != "highest":
+        raise CaseError(f"{case.name}: overlap {case.overlap}: needs the policy adaptive")
     seg = np.zeros(case.shape, np.uint8) if case.prev_pred is None else case.prev_pred.copy()
     queries = baseline_queries(case, model.img_size, seed)
     batches = batches or Batches(default_batch_size(model.device))

@@ -13,7 +13,7 @@ from segment_anything.modeling.sam3D import Sam3D
 from segment_anything.patches import Mask
 from segment_anything.predictor3D import Canvas, SamPredictor3D, default_batch_size
 from utils.formats.case import Case
-from utils.inference.baseline import predict_baseline
+from utils.inference.baseline import check_undrawn, predict_baseline
 from utils.options import POLICIES
 
 Segmenter = Callable[[Case], np.ndarray]  # a case -> its (D, H, W) uint8 labels
@@ -27,13 +27,19 @@ def predict_adaptive(predictor: SamPredictor3D, case: Case) -> np.ndarray:
         case: As `read_case` returns it.
 
     Returns:
-        (D, H, W) uint8, object i of the case as label i, each voxel that of the highest logit.
+        (D, H, W) uint8, object i of the case as label i.
+
+    Raises:
+        CaseError: There are drawings, which the network was not trained with.
     """
+    if not predictor.settings.drawings:
+        check_undrawn(case)
     if predictor.volume is not case.image or predictor.spacing != case.spacing:
         predictor.set_image(case.image, case.spacing)
-    canvas = Canvas(case.shape)
+    canvas = Canvas(case.shape, case.overlap)
     requests = list(map(ObjectRequest, case.objects, previous_masks(case)))
-    for label, prediction in enumerate(predictor.segment(requests), 1):
+    segment = predictor.replay if case.is_replayed else predictor.segment
+    for label, prediction in enumerate(segment(requests), 1):
         canvas.paint(label, prediction)
     return canvas.seg
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.formats.case import Case, read_case
+from utils.formats.case import Case, read_bare_case, read_case
 from utils.formats.image_header import is_dicom
 from utils.formats.npz import CaseError
 from utils.formats.scan_prompts import (
@@ -33,7 +33,8 @@ class Source:
         path: The file or folder.
         stem: Its name without the ending.
         ending: Ending of the file for its labels.
-        prompts: Prompts of a scan on the command line; None: they lie in the .json file beside it.
+        prompts: Prompts on the command line; None: those of a scan lie in the .json file beside it,
+            those of an .npz file in itself.
         window: CT window on the command line; None: as that file says.
     """
 
@@ -60,16 +61,27 @@ def read_source(source: Source) -> "tuple[Case, Scan | None]":
         CaseError: It can't be used.
         OSError: It can't be read.
     """
-    if source.is_npz:
+    if source.is_npz and source.prompts is None:
         return read_case(source.path), None
-    from utils.formats.scan import read_scan
+    from utils.formats.scan import Grid, prompted, read_scan
+
+    if source.is_npz:
+        assert source.prompts is not None
+        if source.prompts.window:
+            raise CaseError(f"{source.path.name}: expected no window for an .npz case")
+        case = read_bare_case(source.path)
+        grid = Grid.of_case(case)
+        try:
+            return prompted(case, source.prompts, grid, grid, []), None
+        except ValueError as error:
+            raise CaseError(f"{source.path.name}: {error}") from error
 
     beside = source.path.with_name(f"{stem_of(source.path)}.json")
     notices = []
     if source.prompts is not None:
         prompts = source.prompts
         if beside.is_file():
-            notices.append(f"{beside.name} is not read, as there are --box or --click")
+            notices.append(f"{beside.name} is not read, as there are --prompts, --box or --click")
     elif beside.is_file():
         prompts = read_prompts(beside)
     else:
@@ -87,6 +99,7 @@ def find_sources(
     space: str = "voxel",
     window: str | None = None,
     ending: str | None = None,
+    file: Path | None = None,
 ) -> list[Source]:
     """The cases that a path names or holds, ordered by name.
 
@@ -94,6 +107,7 @@ def find_sources(
         inputs: A file, which may be one of DICOM with several frames; a folder of cases, images,
             and folders of DICOM series with a .json file beside them; or the folder of one series.
         objects: Prompts of the one scan that there is, if they are not in a file.
+        file: Their file, of the one scan or .npz case that there is.
         space: Space of these prompts, one of SPACES.
         window: CT window for all scans, as `parse_window` reads it.
         ending: One of SCAN_ENDINGS, for the labels of scans; None: as the scan, .nii.gz for DICOM.
@@ -114,20 +128,25 @@ def find_sources(
     if not paths:
         raise ValueError(f"no cases: expected {EXPECTED}, got none in {inputs}")
     prompts = RawPrompts(tuple(objects), space) if objects else None
+    if file is not None:
+        if prompts or len(paths) != 1:
+            got = "--box or --click" if prompts else f"{len(paths)} of them in {inputs}"
+            raise ValueError(f"--prompts: expected one scan or case and no other, got {got}")
+        prompts = read_prompts(file)
     sources = [
-        Source(path, path.stem, NPZ)
+        Source(path, path.stem, NPZ, prompts if file else None)
         if _is_npz(path)
         else Source(path, stem_of(path), ending or ending_of(path) or DICOM_ENDING, prompts, window)
         for path in paths
     ]
     scans = [source for source in sources if not source.is_npz]
-    if prompts and len(scans) != 1:
+    if objects and len(scans) != 1:
         names = ", ".join(source.path.name for source in scans[:3]) or sources[0].path.name
         raise ValueError(f"--box, --click: expected one scan, no .npz case, got {names}")
     for option, given in (("window", window), ("output-format", ending)):
         if given and not scans:
             raise ValueError(f"--{option}: expected a scan, got .npz cases alone")
-    if space != "voxel" and not prompts:
+    if space != "voxel" and not objects:
         raise ValueError(f"--space {space}: expected --box or --click, got none")
     seen: dict[str, Source] = {}
     for source in sources:
