@@ -1,10 +1,11 @@
-"""Serve the network to 3D Slicer, napari and MITK, through their nnInteractive extensions.
+"""Serve the network: to a page in the browser, and to 3D Slicer, napari and MITK.
 
     python serve.py
+    python serve.py scan.nii.gz
     python serve.py --host 0.0.0.0 --window abdomen
 
-Prints the address and the key that the extension asks for. By default only programs of this
-machine reach it; docs/interactive.md has the steps in each viewer, and a remote machine.
+Prints the page's address, and the key that the viewers' nnInteractive extensions ask for. By
+default only programs of this machine reach it; docs/interactive.md has the steps.
 """
 
 import argparse
@@ -14,12 +15,14 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from urllib.parse import quote
 
 from segment_anything import __version__
 from utils.formats.intensity import CT_WINDOWS, parse_window
 from utils.inference.published import SMALL, SMALL_DRAWINGS
 from utils.options import int_from
 
+SAMPLE = Path(__file__).resolve().parent / "inputs" / "MR_Brain_colin27.npz"
 EVERYWHERE = ("0.0.0.0", "::")  # addresses to listen on that are no names
 
 
@@ -35,6 +38,13 @@ def get_args_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"SAM-Med3D {__version__}")
+    parser.add_argument(
+        "scan",
+        type=Path,
+        nargs="?",
+        help="that the page opens: a file that infer.py takes, or the folder of a DICOM series; "
+        "default: the sample case of a brain",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int_from(0, 65535), default=1527, help="0: any that is free")
     parser.add_argument(
@@ -73,10 +83,16 @@ def main(args: argparse.Namespace) -> int:
     from utils.inference.load import checkpoint_path
     from utils.runtime.device import choose_device
     from utils.serving.app import Server
+    from utils.serving.browser import Page
+    from utils.serving.gate import Gate
     from utils.serving.leases import Leases
     from utils.serving.session import Session
+    from utils.serving.workspace import Workspace
 
+    given = args.scan or (SAMPLE if SAMPLE.is_file() else None)
     try:
+        if given is not None and not given.exists():
+            raise FileNotFoundError(f"{given}: no such file or folder")
         window = parse_window(args.window) if args.window else None
         checkpoint = read_checkpoint(checkpoint_path(args))
         settings = adaptive_settings(checkpoint)
@@ -84,6 +100,7 @@ def main(args: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
+    max_bytes = int(args.max_gb * 2**30)
     leases = Leases(
         lambda: Session(model, settings, args.precision, window),
         args.max_sessions,
@@ -91,18 +108,36 @@ def main(args: argparse.Namespace) -> int:
         args.liveness_timeout,
     )
     key = args.api_key if args.api_key is not None else secrets.token_urlsafe(18)
+    hosts = (args.host, *args.allow_host) if args.host not in EVERYWHERE else args.allow_host
+
+    def log(line: str) -> None:
+        print(line, flush=True)
+
     server = Server(
         leases,
         key,
-        int(args.max_gb * 2**30),
-        (args.host, *args.allow_host) if args.host not in EVERYWHERE else tuple(args.allow_host),
-        lambda line: print(line, flush=True),
+        max_bytes,
+        tuple(hosts),
+        log,
         draws=settings.drawings,
         size=model.img_size,
         licence="Apache-2.0" if checkpoint.path.name in (SMALL, SMALL_DRAWINGS) else "",
     )
+    workspaces = Leases(
+        lambda: Workspace(model, settings, args.precision, given, max_bytes),
+        args.max_sessions,
+        args.idle_timeout,
+        args.idle_timeout,  # browsers let pages sleep that are not looked at
+    )
+    page = Page(
+        Gate(workspaces, key, max_bytes, tuple(hosts), log),
+        server.network,
+        checkpoint.path.stem,
+        settings.drawings,
+        given.name if given else None,
+    )
     config = uvicorn.Config(
-        server.app(), args.host, args.port, log_level="critical", timeout_graceful_shutdown=10
+        server.app(page), args.host, args.port, log_level="critical", timeout_graceful_shutdown=10
     )
 
     class Announced(uvicorn.Server):
@@ -115,6 +150,7 @@ def main(args: argparse.Namespace) -> int:
                 name = "127.0.0.1" if args.host in EVERYWHERE else args.host
                 name = f"[{name}]" if ":" in name else name
                 print(f"{checkpoint.path.name} on {model.device}")
+                print(f"in a browser: http://{name}:{port}/#key={quote(key)}")
                 print(f"http://{name}:{port} key {key or '(none)'}", flush=True)
 
         def handle_exit(self, number: int, frame: FrameType | None) -> None:

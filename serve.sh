@@ -1,5 +1,6 @@
 #!/bin/sh
-# Serve the network to 3D Slicer, napari and MITK. Options go on to serve.py: sh serve.sh --help
+# Serve the network to a page in the browser, and to 3D Slicer, napari and MITK.
+# A scan and options go on to serve.py: sh serve.sh --help
 set -eu
 root=$(cd "$(dirname "$0")" && pwd)
 requirements=requirements-serve.txt

@@ -44,9 +44,9 @@ def get_args_parser() -> argparse.ArgumentParser:
 class Process:
     """A server in a process of its own, while the context stands."""
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, *scan: str) -> None:
         command = [sys.executable, str(ROOT / "serve.py"), "--port", "0", "--api-key", KEY]
-        self.command = [*command, "--checkpoint", str(checkpoint)]
+        self.command = [*command, "--checkpoint", str(checkpoint), *scan]
 
     def __enter__(self) -> "Process":
         self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True)

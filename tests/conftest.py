@@ -50,6 +50,16 @@ def tiny_hybrid() -> Sam3D:
 
 
 @pytest.fixture(scope="session")
+def finding_hybrid() -> Sam3D:
+    """One with random weights that finds something."""
+    torch.manual_seed(3)
+    network = sam_model_registry3D["hybrid_s"](**TINY_HYBRID).eval()
+    with torch.no_grad():
+        network.mask_decoder.mask_head[-1].bias += 0.5
+    return network
+
+
+@pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory, tiny_model) -> Path:
     """Random weights: proves plumbing only."""
     path = tmp_path_factory.mktemp("ckpt") / "tiny.pth"

@@ -5,15 +5,12 @@ import json
 import re
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
 import numpy as np
 import pytest
-import torch
-import uvicorn
 from nnInteractive.inference.remote.remote_session import (
     ServerAtCapacityError,
     SessionExpiredError,
@@ -21,11 +18,11 @@ from nnInteractive.inference.remote.remote_session import (
 )
 from nnInteractive.inference.remote.serialization import pack_array
 
-from conftest import TINY_HYBRID
-from segment_anything import SamPredictor3D, sam_model_registry3D
+from segment_anything import SamPredictor3D
 from segment_anything.bounds import AdaptiveSettings
+from serving_apps import running
 from utils.formats.intensity import CT_WINDOWS, scale_percentiles, scale_window
-from utils.serving import app
+from utils.serving import gate
 from utils.serving.app import Server
 from utils.serving.leases import Gone, Leases, NoRoom
 from utils.serving.session import Session
@@ -38,12 +35,8 @@ BOX = [[4, 12], [6, 20], [5, 22]]
 
 
 @pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(3)
-    network = sam_model_registry3D["hybrid_s"](**TINY_HYBRID).eval()
-    with torch.no_grad():
-        network.mask_decoder.mask_head[-1].bias += 0.5  # something is found
-    return network
+def model(finding_hybrid):
+    return finding_hybrid
 
 
 @contextmanager
@@ -59,18 +52,8 @@ def serving(model, draws=True, **options):
     )
     max_bytes = options.pop("max_bytes", 2**26)
     server = Server(leases, KEY, max_bytes, log=lines.append, draws=draws, **options)
-    runner = uvicorn.Server(uvicorn.Config(server.app(), port=0, log_level="error"))
-    thread = threading.Thread(target=runner.run)
-    thread.start()
-    while not runner.started:
-        time.sleep(0.01)
-    port = runner.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}", lines
-    finally:
-        runner.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
+    with running(server.app()) as url:
+        yield url, lines
 
 
 @pytest.fixture(scope="module")
@@ -440,7 +423,7 @@ def test_a_lease_that_is_dropped_in_mid_prediction(begun, url, model, monkeypatc
 
 
 def test_a_client_that_stalls_holds_up_nobody(begun, url, monkeypatch):
-    monkeypatch.setattr(app, "STALL", 0.5)
+    monkeypatch.setattr(gate, "STALL", 0.5)
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as stalled:
         head = f"POST /predict HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\n"
@@ -457,7 +440,7 @@ def test_what_does_not_fit_into_memory_is_refused_and_the_others_go_on(begun, ur
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr(app, "unpack", too_large)
+        patched.setattr("utils.serving.app.unpack", too_large)
         with pytest.raises(httpx.HTTPStatusError) as error:
             begun.set_image(IMAGE[None], {})
         assert error.value.response.status_code == 413

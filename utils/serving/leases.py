@@ -5,8 +5,9 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
-from utils.serving.session import Session
+S = TypeVar("S")  # a session
 
 
 class NoRoom(RuntimeError):
@@ -18,7 +19,7 @@ class Gone(RuntimeError):
 
 
 @dataclass
-class Lease:
+class Lease(Generic[S]):
     """A client's hold on a session.
 
     Attributes:
@@ -30,13 +31,13 @@ class Lease:
     """
 
     token: str
-    session: Session
+    session: S
     acted: float
     alive: float
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class Leases:
+class Leases(Generic[S]):
     """All leases; those that end free their sessions.
 
     Args:
@@ -49,7 +50,7 @@ class Leases:
 
     def __init__(
         self,
-        make: Callable[[], Session],
+        make: Callable[[], S],
         most: int,
         idle: float,
         liveness: float,
@@ -57,9 +58,9 @@ class Leases:
     ) -> None:
         self.make, self.most, self.idle, self.liveness = make, most, idle, liveness
         self.clock = clock
-        self._held: dict[str, Lease] = {}
+        self._held: dict[str, Lease[S]] = {}
 
-    def claim(self) -> Lease:
+    def claim(self) -> Lease[S]:
         """A new lease; raises NoRoom."""
         self.expire()
         if len(self._held) >= self.most:
@@ -69,7 +70,7 @@ class Leases:
         self._held[lease.token] = lease
         return lease
 
-    def get(self, token: str, is_action: bool) -> Lease:
+    def get(self, token: str, is_action: bool) -> Lease[S]:
         """The lease of a token; raises Gone."""
         self.expire()
         lease = self._held.get(token)
@@ -83,11 +84,11 @@ class Leases:
     def release(self, token: str) -> None:
         self._held.pop(token, None)
 
-    def remaining(self, lease: Lease) -> float:
+    def remaining(self, lease: Lease[S]) -> float:
         """Seconds until it ends unless the user does something."""
         return max(0.0, lease.acted + self.idle - self.clock())
 
-    def is_held(self, lease: Lease) -> bool:
+    def is_held(self, lease: Lease[S]) -> bool:
         return lease.token in self._held
 
     def expire(self) -> None:

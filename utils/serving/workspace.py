@@ -1,0 +1,336 @@
+"""One browser's scan: opened, shown, segmented by prompts, and saved.
+
+Nothing is kept of the objects: the browser has their prompts, and a prediction follows from them
+alone, as that of infer.py does. What was predicted for fewer of them is remembered, for speed.
+"""
+
+import hashlib
+import json
+import re
+import tempfile
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segment_anything import SamPredictor3D
+from segment_anything.adaptive import ObjectRequest
+from segment_anything.bounds import AdaptiveSettings, bounds_of
+from segment_anything.modeling.sam3D import Sam3D
+from segment_anything.patches import Mask, Prediction
+from segment_anything.predictor3D import MAX_STEPS, Canvas
+from segment_anything.prompts import Prompts
+from utils.formats.case import MAX_OBJECTS, read_bare_case, read_segs, write_case
+from utils.formats.images import read_labels
+from utils.formats.intensity import CT_WINDOWS, LOOKS_LIKE_HU, parse_window, to_grey
+from utils.formats.scan import Grid, Scan, place, read_values, turn_of, write_labels
+from utils.formats.scan_prompts import SCAN_ENDINGS, ending_of, parse_object, stem_of
+from utils.serving.session import Refused
+
+NPZ = ".npz"
+MAX_FILES = 10_000  # of a DICOM series
+MAX_NAME = 100  # characters of a file's name that are kept
+REMEMBERED = 2**29  # bytes of predictions
+SHOWN = (0.5, 99.5)  # percentiles that are black and white at first
+SAMPLED = 2_000_000  # voxels that they are taken of, about
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The volume as the browser gets it: value = stored * slope + intercept.
+
+    Attributes:
+        stored: (D, H, W) uint8 or int16.
+        slope: Of the values.
+        intercept: Of the values.
+        levels: Values that are black and white at first.
+    """
+
+    stored: np.ndarray
+    slope: float
+    intercept: float
+    levels: tuple[float, float]
+
+
+def shown(values: np.ndarray) -> Shown:
+    """A volume of any values, as they are where 16 bits hold them, else rounded to 16 bits."""
+    step = max(1, round((values.size / SAMPLED) ** (1 / 3)))
+    low, high = np.percentile(values[::step, ::step, ::step], SHOWN).tolist()
+    levels = (low, high) if low < high else (low, low + 1)
+    if values.dtype == np.uint8:
+        return Shown(values.copy(), 1.0, 0.0, levels)
+    least, most = float(values.min()), float(values.max())
+    if values.dtype.kind in "iu" and -(2**15) <= least and most < 2**15:
+        return Shown(values.astype("<i2"), 1.0, 0.0, levels)
+    slope = (most - least) / (2**16 - 1) or 1.0
+    stored = np.empty(values.shape, "<i2")
+    for plane, out in zip(values, stored, strict=True):
+        out[:] = np.rint((plane.astype(np.float64) - least) / slope) - 2**15
+    return Shown(stored, slope, least + 2**15 * slope, levels)
+
+
+class Workspace:
+    """Holds a scan, and files that were sent.
+
+    Args:
+        model: In eval mode, on the device to use; workspaces share it.
+        settings: Those that it was trained with.
+        precision: One of PRECISIONS.
+        given: The scan to open where none was sent, or None.
+        max_bytes: Of all files that are sent.
+    """
+
+    def __init__(
+        self,
+        model: Sam3D,
+        settings: AdaptiveSettings,
+        precision: str,
+        given: Path | None,
+        max_bytes: int,
+    ) -> None:
+        self.predictor = SamPredictor3D(model, settings, precision)
+        self.given, self.max_bytes = given, max_bytes
+        self._scan: Scan | None = None
+        self._ending = NPZ
+        self._shown: Shown | None = None
+        self._labels: np.ndarray | None = None
+        self._sent: list[Path] = []
+        self._sent_bytes = 0
+        self._folder: tempfile.TemporaryDirectory | None = None  # goes with the workspace
+        self._known: OrderedDict[tuple, Prediction] = OrderedDict()
+
+    def take_file(self, name: Any, content: bytes, is_first: bool) -> tuple[int, int]:
+        """Keep a file that was sent -> number and bytes of those kept.
+
+        Raises:
+            Refused: It is one too many, or they are too large.
+        """
+        if not isinstance(name, str):
+            raise Refused(f"expected a name, got {str(name)[:80]}")
+        if is_first or self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="scan-")
+            self._sent, self._sent_bytes = [], 0
+        if len(self._sent) >= MAX_FILES or self._sent_bytes + len(content) > self.max_bytes:
+            raise Refused(f"expected at most {MAX_FILES} files and {self.max_bytes} bytes in all")
+        path = Path(self._folder.name, "series", safe_name(name))
+        path.parent.mkdir(exist_ok=True)
+        if path.exists():  # of another folder
+            path = path.with_name(f"{len(self._sent)}-{path.name}")
+        path.write_bytes(content)
+        self._sent.append(path)
+        self._sent_bytes += len(content)
+        return len(self._sent), self._sent_bytes
+
+    def open(self, is_sent: bool, window: Any) -> dict[str, Any]:
+        """Open the scan that was given, or what was sent -> all that the page has to know.
+
+        Args:
+            is_sent: What was sent.
+            window: What the network sees of CT, as `parse_window` reads it; None: as it is.
+
+        Raises:
+            Refused: There is none.
+            ValueError, OSError, RuntimeError: It can't be used.
+        """
+        path = self.given
+        if is_sent:
+            path = self._sent[0].parent if len(self._sent) > 1 else next(iter(self._sent), None)
+        if path is None:
+            raise Refused("expected a scan: open a file, or drop it here")
+        if window is not None and not isinstance(window, str):
+            raise Refused(f"expected a window, got {str(window)[:80]}")
+        if path.suffix.lower() == NPZ:
+            case = read_bare_case(path)
+            grid = Grid.of_case(case)
+            scan, self._ending, keep = Scan(case, grid, grid), NPZ, None
+        else:
+            scan, keep = read_values(path)
+            self._ending = ending_of(path) or SCAN_ENDINGS[0]
+        values = scan.case.image
+        is_hu = keep is not None and values.dtype.kind in "if" and values.min() < LOOKS_LIKE_HU
+        if is_hu and window is None:
+            window = "abdomen"
+        said: list[str] = []
+        grey = values
+        if keep is not None:
+            grey, said = to_grey(values, parse_window(window) if window else None)
+        self._shown = shown(values)
+        if is_hu:
+            level, width = CT_WINDOWS["abdomen"]
+            levels = level - width / 2, level + width / 2
+            self._shown = replace(self._shown, levels=levels)
+        self._scan = replace(scan, case=replace(scan.case, image=grey))
+        self._labels = None
+        self._known.clear()
+        self.predictor.set_image(grey, scan.case.spacing)
+        return self._description(is_hu, window, [*scan.notices, *said])
+
+    def _description(self, is_hu: bool, window: str | None, notices: list[str]) -> dict[str, Any]:
+        scan, seen = self.scan, self._shown
+        assert seen is not None
+        order, flipped = turn_of(scan.grid, scan.turned)
+        stored = np.ascontiguousarray(seen.stored)
+        geometry = [scan.turned.size, scan.turned.spacing, scan.turned.origin]
+        digest = hashlib.sha256(stored.data)
+        digest.update(json.dumps([geometry, scan.turned.direction, scan.case.name]).encode())
+        rest = [ending for ending in SCAN_ENDINGS if ending != self._ending]
+        return {
+            "name": scan.case.name,
+            "id": digest.hexdigest()[:16],
+            "shape": scan.case.shape,
+            "spacing": scan.case.spacing,
+            "affine": scan.turned.affine.tolist(),
+            "type": stored.dtype.name,
+            "slope": seen.slope,
+            "intercept": seen.intercept,
+            "levels": seen.levels,
+            "is_hu": bool(is_hu),
+            "window": window,
+            "windows": CT_WINDOWS,
+            "order": order,
+            "flipped": flipped,
+            "formats": [NPZ] if self._ending == NPZ else [self._ending, *rest],
+            "notices": notices,
+        }
+
+    @property
+    def scan(self) -> Scan:
+        """The one that is open; raises Refused."""
+        if self._scan is None:
+            raise Refused("expected a scan: open one first")
+        return self._scan
+
+    def volume(self) -> bytes:
+        """The volume's voxels, little-endian, as `Shown` has them."""
+        assert self.scan is not None and self._shown is not None
+        return self._shown.stored.tobytes()
+
+    def take_labels(self, name: Any, content: bytes) -> tuple[np.ndarray, list[int]]:
+        """Labels to correct, as a file -> (D, H, W) uint8, and which there are.
+
+        Raises:
+            Refused: They do not fit the scan.
+            ValueError, OSError, RuntimeError: It can't be read.
+        """
+        if not isinstance(name, str):
+            raise Refused(f"expected a name, got {str(name)[:80]}")
+        scan = self.scan
+        with tempfile.TemporaryDirectory(prefix="labels-") as folder:
+            path = Path(folder, safe_name(name))
+            path.write_bytes(content)
+            if path.suffix.lower() == NPZ:
+                labels = read_segs(path, scan.case.shape)
+            else:
+                values = read_labels(path, scan.turned.image(), scan.case.name)
+                labels = values.astype(np.uint8)
+                if (labels != values).any():
+                    raise Refused(f"{path.name}: expected labels 0 to {MAX_OBJECTS}")
+        self._labels = labels
+        self._known.clear()
+        return labels, np.flatnonzero(np.bincount(labels.ravel(), minlength=256))[1:].tolist()
+
+    def segment(self, entry: Any) -> Prediction:
+        """Segment an object by its prompts, as a JSON file has them, in voxels of the case.
+
+        Raises:
+            Refused: They do not fit the scan or the network.
+        """
+        scan = self.scan
+        try:
+            raw = parse_object(entry, "the object")
+            prompts = place(raw, 1, "voxel", scan.turned, scan.turned, [])
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        if prompts.drawings and not self.predictor.settings.drawings:
+            raise Refused("expected boxes of whole objects and clicks: the network takes no other")
+        initial = None if raw.initial is None else self._initial(raw.initial)
+        steps = prompts.steps
+        if not 0 < len(steps) <= MAX_STEPS:
+            return next(self.predictor.replay([ObjectRequest(prompts, initial)]))
+        keys = [(raw.initial, *_key(step)) for step in steps]
+        known = next((i for i in range(len(keys), 0, -1) if keys[i - 1] in self._known), 0)
+        mask, prediction = initial, None
+        if known:
+            self._known.move_to_end(keys[known - 1])
+            prediction = self._known[keys[known - 1]]
+            mask = prediction.kept
+        for key, step in zip(keys[known:], steps[known:], strict=True):
+            (prediction,) = self.predictor.segment([ObjectRequest(step, mask)])
+            self._remember(key, prediction)
+            mask = prediction.kept
+        assert prediction is not None
+        return prediction
+
+    def save(self, entries: Any, ending: Any) -> tuple[str, bytes]:
+        """The labels of objects as a file -> its name and content; object i has label i.
+
+        A voxel of several is the first one's, as in infer.py with an overlap of that name.
+
+        Raises:
+            Refused: There are none, or too many, or the format is not for this scan.
+            OSError: The format can't hold the scan's grid.
+        """
+        scan = self.scan
+        endings = (NPZ,) if self._ending == NPZ else SCAN_ENDINGS
+        if ending not in endings:
+            raise Refused(f"expected one of {', '.join(endings)}, got {str(ending)[:80]}")
+        if not isinstance(entries, list) or not 0 < len(entries) <= MAX_OBJECTS:
+            raise Refused(f"expected 1 to {MAX_OBJECTS} objects")
+        canvas = Canvas(scan.case.shape, "first")
+        for label, entry in enumerate(entries, 1):
+            canvas.paint(label, self.segment(entry))
+        name = stem_of(Path(scan.case.name)).removesuffix(NPZ) + ending
+        with tempfile.TemporaryDirectory(prefix="labels-") as folder:
+            path = Path(folder, f"labels{ending}")
+            if ending == NPZ:
+                write_case(path, canvas.seg)
+            else:
+                write_labels(path, canvas.seg, scan)
+            return name, path.read_bytes()
+
+    def _initial(self, label: int) -> Mask:
+        inside = None if self._labels is None else self._labels == label
+        bounds = None if inside is None else bounds_of(inside)
+        if inside is None or bounds is None:
+            raise Refused(f"expected a label of a file that was sent, got {label}")
+        z, y, x = (slice(int(a), int(b)) for a, b in bounds.T)
+        return Mask((z, y, x), inside[z, y, x].copy())
+
+    def _remember(self, key: tuple, prediction: Prediction) -> None:
+        self._known[key] = prediction
+        size = sum(each.region_logits.nbytes for each in self._known.values())
+        while size > REMEMBERED and len(self._known) > 1:
+            _, oldest = self._known.popitem(last=False)
+            size -= oldest.region_logits.nbytes
+
+
+def _key(prompts: Prompts) -> tuple:
+    """What tells prompts apart; drawings are arrays."""
+    drawn = (
+        (each.start, each.inside.shape, each.inside.tobytes(), each.is_region, each.is_foreground)
+        for each in prompts.drawings
+    )
+    order = tuple(each.after for each in prompts.drawings)
+    return prompts.box, prompts.clicks, order, *drawn
+
+
+def safe_name(name: str) -> str:
+    """A file's name without folders and characters that mean something else somewhere."""
+    plain = re.sub(r"[^\w. -]", "_", re.split(r"[/\\]", name)[-1])
+    return plain.lstrip(".")[-MAX_NAME:] or "scan"
+
+
+def sent_image(prediction: Prediction) -> tuple[dict[str, Any], bytes]:
+    """A prediction as the browser gets it: what it is, and 0 or 1 for each voxel of its box."""
+    mask = prediction.kept
+    bounds = bounds_of(mask.inside)
+    if bounds is None:
+        return {"bbox": None, "iou": prediction.iou, "voxels": 0}, b""
+    part = tuple(slice(int(a), int(b)) for a, b in bounds.T)
+    inside = mask.inside[part]
+    low = [own.start + region.start for own, region in zip(part, mask.region, strict=True)]
+    box = [[a, a + side] for a, side in zip(low, inside.shape, strict=True)]
+    meta = {"bbox": box, "iou": prediction.iou, "voxels": int(inside.sum())}
+    return meta, inside.astype(np.uint8).tobytes()
