@@ -42,6 +42,7 @@ KINDS = {
     "lasso": "one lasso",
     "click": "one click",
 }
+UNDRAWN = ("object", "click")  # what every network takes
 LOOKED_AT = 64  # voxels along the sides of the cube on which a shape is looked at, as in training
 # Depths in mm that the sides in the slice may tell.
 DEPTH_RULES = {
@@ -179,13 +180,15 @@ def main(args: argparse.Namespace) -> int:
     if args.checkpoint:
         read = read_checkpoint(args.checkpoint)
         settings = adaptive_settings(read)
+        kinds = args.kinds
         if not settings.drawings:
+            kinds = [kind for kind in kinds if kind in UNDRAWN]
             print(f"{args.checkpoint}: trained without drawings", file=sys.stderr)
         segment = make_segmenter(build_model(read), "adaptive", settings)
         if args.turns:
             bench_turns(cases, segment)
         else:
-            bench_kinds(cases, segment, args.kinds)
+            bench_kinds(cases, segment, kinds)
     return 0
 
 
