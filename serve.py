@@ -124,7 +124,7 @@ def main(args: argparse.Namespace) -> int:
         licence="Apache-2.0" if checkpoint.path.name in (SMALL, SMALL_DRAWINGS) else "",
     )
     workspaces = Leases(
-        lambda: Workspace(model, settings, args.precision, given, max_bytes),
+        lambda: Workspace(model, settings, args.precision, given, max_bytes, args.window),
         args.max_sessions,
         args.idle_timeout,
         args.idle_timeout,  # browsers let pages sleep that are not looked at

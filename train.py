@@ -112,9 +112,8 @@ def main(args: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    except (
-        Exception
-    ) as error:  # uncaught, it would keep the readers of data, and so the process, alive
+    except Exception as error:
+        # Uncaught, it would keep the readers of data, and so the process, alive.
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
             print(
                 f"{args.task_name}: {str(error).splitlines()[0]}: too little memory, or shared "

@@ -27,7 +27,6 @@ from segment_anything.roi import Roi, crop_roi_averaged, normalise
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CACHE_BYTES = 2**31  # an embedding takes 6 MB with hybrid_s in float32, 0.8 MB with vit_b_ori
-OVERLAPS = ("highest", "first")
 Part = tuple[Index3, np.ndarray]  # of a volume: its first voxel, and what is in it
 MAX_UNDO = 16  # calls that can be taken back for each object
 MAX_STEPS = 32  # of a replay; prompts before the last so many count together
@@ -420,7 +419,7 @@ class Canvas:
 
     Args:
         shape: (D, H, W)
-        overlap: One of OVERLAPS: a voxel belongs to the object with the highest logit there, or to
+        overlap: "highest": a voxel belongs to the object with the highest logit there; "first": to
             the one painted first.
 
     Attributes:
@@ -430,7 +429,8 @@ class Canvas:
     def __init__(self, shape: Index3, overlap: str = "highest") -> None:
         self.seg = np.zeros(shape, np.uint8)
         self.overlap = overlap
-        self._highest = torch.full(shape, MASK_THRESHOLD, dtype=torch.float16)
+        if overlap == "highest":
+            self._highest = torch.full(shape, MASK_THRESHOLD, dtype=torch.float16)
 
     def paint(self, label: int, prediction: Prediction) -> None:
         """Take the voxels of an object that no other has, or where no other's logit is as high."""

@@ -265,3 +265,10 @@ def test_names_lose_what_leads_elsewhere():
         safe_name("x" * 500 + ".nii.gz").endswith("x.nii.gz")
         and len(safe_name("x" * 500)) == MAX_NAME
     )
+
+
+def test_the_window_of_the_command_line_is_the_first_one(finding_hybrid, tmp_path):
+    scan = written(tmp_path / "ct.nrrd", (VALUES - 1000).astype(np.int16))
+    opened = Workspace(finding_hybrid, SETTINGS, "fp32", scan, 2**26, "bone")
+    assert opened.open(False, None)["window"] == "bone"
+    assert opened.open(False, "lung")["window"] == "lung"

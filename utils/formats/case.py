@@ -29,7 +29,7 @@ class Case:
         prev_pred: (D, H, W) uint8 labels of the round before, or None.
         is_replayed: The prompts were not predicted with so far: they count one after the other,
             from prev_pred on.
-        overlap: One of OVERLAPS.
+        overlap: Whose a voxel of several objects is: "highest" or "first", as Canvas takes it.
     """
 
     name: str

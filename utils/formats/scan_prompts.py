@@ -13,7 +13,7 @@ from typing import Any
 # numpy is imported where it is used, so that messages about options come at once.
 SCAN_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 SPACES = ("voxel", "lps", "ras")
-OVERLAPS = ("highest", "first")  # as segment_anything.predictor3D has them
+OVERLAPS = ("highest", "first")  # as Canvas of segment_anything.predictor3D takes them
 DRAWN = ("box", "scribble", "lasso")
 MAX_BYTES = 4 * 2**20  # a JSON file's size
 

@@ -80,6 +80,7 @@ class Workspace:
         precision: One of PRECISIONS.
         given: The scan to open where none was sent, or None.
         max_bytes: Of all files that are sent.
+        window: What the network sees of a scan at first, as `parse_window` reads it, or None.
     """
 
     def __init__(
@@ -89,9 +90,11 @@ class Workspace:
         precision: str,
         given: Path | None,
         max_bytes: int,
+        window: str | None = None,
     ) -> None:
         self.predictor = SamPredictor3D(model, settings, precision)
-        self.given, self.max_bytes = given, max_bytes
+        self.given, self.max_bytes, self.window = given, max_bytes, window
+        self._stem = ""
         self._scan: Scan | None = None
         self._ending = NPZ
         self._shown: Shown | None = None
@@ -145,9 +148,12 @@ class Workspace:
             case = read_bare_case(path)
             grid = Grid.of_case(case)
             scan, self._ending, keep = Scan(case, grid, grid), NPZ, None
+            self._stem = path.stem
         else:
             scan, keep = read_values(path)
             self._ending = ending_of(path) or SCAN_ENDINGS[0]
+            self._stem = stem_of(path)
+            window = window or self.window
         values = scan.case.image
         is_hu = keep is not None and values.dtype.kind in "if" and values.min() < LOOKS_LIKE_HU
         if is_hu and window is None:
@@ -281,7 +287,7 @@ class Workspace:
         canvas = Canvas(scan.case.shape, "first")
         for label, entry in enumerate(entries, 1):
             canvas.paint(label, self.segment(entry))
-        name = stem_of(Path(scan.case.name)).removesuffix(NPZ) + ending
+        name = self._stem + ending
         with tempfile.TemporaryDirectory(prefix="labels-") as folder:
             path = Path(folder, f"labels{ending}")
             if ending == NPZ:
