@@ -3,12 +3,14 @@
     python bench/bench_prompts.py --cases val --checkpoint ckpt/sam_med3d_small.safetensors
     python bench/bench_prompts.py --cases val --depths
     python bench/bench_prompts.py --cases val --checkpoint ckpt/sam_med3d_small.safetensors --turns
+    python bench/bench_prompts.py --cases val --checkpoint ckpt/FILE.safetensors --at-once
 
 For each kind the objects of all cases begin with such a prompt, drawn as in training by the case's
 and the object's number, or with the case's own box; then the evaluator clicks as in its protocol.
 DSC is averaged over the objects of a case, then over the cases. --depths measures the rule for the
 depth of an object that is drawn on in one slice, beside others. --turns plays the boxes of objects
-with the axes of the volumes in every order, as viewers may hand them over.
+with the axes of the volumes in every order, as viewers may hand them over. --at-once asks for the
+prompts of each round once more all at once, without the mask of the round before.
 """
 
 import argparse
@@ -27,9 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.common import origin, print_header, print_row
 from segment_anything.prompts import Box, Prompts
+from utils.evaluation.metrics import dsc
 from utils.evaluation.protocol import ROUNDS, play, timed_predictor
 from utils.evaluation.simulated_prompts import bounding_box
-from utils.formats.case import LabelledCase, read_labelled_case
+from utils.formats.case import Case, LabelledCase, read_labelled_case
 from utils.inference.checkpoint import adaptive_settings, read_checkpoint
 from utils.inference.load import build_model
 from utils.inference.method import Segmenter, make_segmenter
@@ -60,6 +63,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=Path, help="of a network that draws its prompts")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--turns", action="store_true", help="the axes in every order")
+    parser.add_argument("--at-once", action="store_true", help="also without the mask before")
     parser.add_argument("--depths", action="store_true", help="of the objects, without a network")
     return parser
 
@@ -119,6 +123,37 @@ def bench_turns(cases: list[LabelledCase], segment: Segmenter) -> None:
             curves.append([float(one.scores[:, 0].mean()) for one, _ in played])
         cells = (f"{value:.3f}" for value in np.mean(curves, axis=0))
         print_row(", ".join("zyx"[axis] for axis in order), len(boxed), *cells)
+
+
+def bench_at_once(cases: list[LabelledCase], segment: Segmenter, kinds: Iterable[str]) -> None:
+    """Print DSC of each kind, the prompts one after the other, and the same ones all at once."""
+    print_header("prompt", "taken", "first", *(f"+ {i}" for i in range(1, ROUNDS)))
+    for kind in kinds:
+        curves: dict[str, list[list[float]]] = defaultdict(list)
+        for number, labelled in enumerate(cases):
+            if kind == "object" and labelled.case.rounds == 0:
+                continue
+            own: dict[str, list[float]] = defaultdict(list)
+            start = begun(labelled, kind, number)
+
+            def both(case: Case, labelled: LabelledCase = labelled, own: dict = own) -> np.ndarray:
+                seg = segment(case)
+                for name, found in (
+                    ("one after the other", seg),
+                    ("at once", segment(replace(case, prev_pred=None))),
+                ):
+                    labels = range(1, len(labelled.labels) + 1)
+                    scores = [dsc(labelled.truth == i, found == i) for i in labels]
+                    own[name].append(float(np.mean(scores)))
+                return seg
+
+            for _ in play(start, timed_predictor(both), math.inf):
+                pass
+            for name, curve in own.items():
+                curves[name].append(curve)
+        for name, rows in curves.items():
+            cells = [f"{value:.3f}" for value in np.mean(rows, axis=0)]
+            print_row(KINDS[kind], name, *cells, *["–"] * (ROUNDS - len(cells)))
 
 
 def bench_kinds(cases: list[LabelledCase], segment: Segmenter, kinds: Iterable[str]) -> None:
@@ -187,6 +222,8 @@ def main(args: argparse.Namespace) -> int:
         segment = make_segmenter(build_model(read), "adaptive", settings)
         if args.turns:
             bench_turns(cases, segment)
+        elif args.at_once:
+            bench_at_once(cases, segment, kinds)
         else:
             bench_kinds(cases, segment, kinds)
     return 0

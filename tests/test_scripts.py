@@ -208,6 +208,13 @@ def test_each_kind_of_prompt_is_played(run, labelled, small_checkpoint):
         assert row[8].endswith("% of 10")
 
 
+def test_prompts_are_asked_all_at_once_too(run, labelled, small_checkpoint):
+    options = ("--cases", labelled, "--checkpoint", small_checkpoint, "--at-once")
+    (rows,) = run(bench_prompts, *options)
+    assert [row[1] for row in rows] == ["one after the other", "at once"] * 2
+    assert rows[0][2] == rows[1][2]  # there is one prompt so far
+
+
 def test_boxes_are_played_with_the_axes_in_every_order(run, labelled, small_checkpoint):
     options = ("--cases", labelled, "--checkpoint", small_checkpoint, "--turns")
     (rows,) = run(bench_prompts, *options)
