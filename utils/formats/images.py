@@ -8,10 +8,11 @@ import numpy as np
 import SimpleITK as sitk
 
 from utils.formats.dicom import read_dicom
-from utils.formats.image_header import check_header, is_dicom
+from utils.formats.image_header import check_nrrd, is_dicom
+from utils.formats.metaimage import read_metaimage
 from utils.formats.nifti import notices_of, read_nifti
 from utils.formats.npz import MAX_VOLUME_BYTES
-from utils.formats.scan_prompts import ending_of
+from utils.formats.scan_prompts import SCAN_ENDINGS, ending_of
 
 LPS = "LPS"  # a growing index leads to the left, back and head
 GEOMETRY_TOLERANCE = 1e-3  # voxels, and cosines of a direction, between image and labels
@@ -34,8 +35,14 @@ def read_image(path: Path, notices: list[str] | None = None) -> sitk.Image:
         elif is_nifti(path):
             image, header = read_nifti(path)
             said += notices_of(header)
+        elif path.suffix.lower() == ".nrrd":
+            image = _read_nrrd(path)
+        elif path.suffix.lower() == ".mha":
+            image = read_metaimage(path)
         else:
-            image = _read_file(path)
+            raise ValueError(
+                f"expected {', '.join(SCAN_ENDINGS)} or DICOM, got another kind of file"
+            )
         _check_volume(image)
     except FileNotFoundError as error:
         raise ValueError(f"{path.name}: expected an image, there is no such file") from error
@@ -64,9 +71,9 @@ def _check_volume(image: sitk.Image) -> None:
         raise ValueError("expected axes at right angles, got a sheared grid")
 
 
-def _read_file(path: Path) -> sitk.Image:
-    """A .nrrd or .mha file; raises ValueError, or RuntimeError if ITK can't read it."""
-    check_header(path)
+def _read_nrrd(path: Path) -> sitk.Image:
+    """A .nrrd file; raises ValueError, or RuntimeError if ITK can't read it."""
+    check_nrrd(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
