@@ -173,6 +173,7 @@ def main(args: argparse.Namespace) -> int:
     from utils.formats.case import missing_labels
     from utils.formats.npz import CaseError
     from utils.inference.load import load_model
+    from utils.inference.method import AdaptiveSegmenter
     from utils.runtime.distributed import Workers
 
     workers = Workers()
@@ -209,6 +210,9 @@ def main(args: argparse.Namespace) -> int:
             bar.write(f"{name}: {'; '.join(scan.notices)}")
         if missing := missing_labels(seg, len(case.objects)):
             bar.write(f"{name}: nothing found of object {', '.join(map(str, missing))}")
+        if isinstance(segment, AdaptiveSegmenter) and segment.doubtful:
+            doubts = (f"{label} (IoU about {iou:.2f})" for label, iou in segment.doubtful.items())
+            bar.write(f"{name}: probably wrong, by the network's own estimate: {', '.join(doubts)}")
         bar.write(
             f"{name}: objects {len(case.objects)}, rounds of prompts {case.rounds}, "
             f"{time.perf_counter() - start:.1f} s, peak memory {peak_memory(model.device.type)}"

@@ -242,7 +242,9 @@ def build_state(
     scheduler = make_scheduler(optimizer, args.lr_scheduler, args.step_size, args.gamma)
     scaler = torch.amp.GradScaler(processes.device.type, enabled=precision == "fp16")
     policy = "adaptive" if args.recipe == "adaptive" else "baseline"
-    settings = adaptive_settings(checkpoint) if checkpoint else AdaptiveSettings()
+    given = adaptive_settings(checkpoint) if checkpoint else AdaptiveSettings()
+    # Without the line of the IoU, which other weights have.
+    settings = AdaptiveSettings(given.roi_factor, given.roi_spacing, given.normalisation)
     named = {key: getattr(args, key) for key in ("roi_factor", "roi_spacing")}
     settings = replace(settings, **{k: v for k, v in named.items() if v is not None})
     settings = replace(settings, drawings=policy == "adaptive" and model.draws_prompts)

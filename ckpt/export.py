@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from utils.inference.checkpoint import (  # noqa: E402
     METADATA,
     Checkpoint,
     CheckpointError,
+    adaptive_settings,
     build_model,
     read_checkpoint,
 )
@@ -36,6 +38,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", type=Path, help="any checkpoint that infer.py reads")
     parser.add_argument("target", type=Path, help="a new .safetensors or .pth file")
+    parser.add_argument(
+        "--iou-line",
+        type=float,
+        nargs=2,
+        metavar=("SLOPE", "INTERCEPT"),
+        help="what makes its estimates of the IoU true, by bench/bench_quality.py",
+    )
     return parser
 
 
@@ -69,6 +78,11 @@ def main(args: argparse.Namespace) -> int:
         build_model(checkpoint)  # checks every name and shape
         keys = ("model_type", "model_args", "policy", "policy_args")
         about = {key: getattr(checkpoint, key) for key in keys}
+        if args.iou_line:
+            slope, intercept = args.iou_line
+            settings = adaptive_settings(checkpoint)
+            settings = replace(settings, iou_slope=slope, iou_intercept=intercept)
+            about["policy_args"] = asdict(settings)
         content = writers[args.target.suffix](checkpoint, about)
         with atomic_write(args.target) as file:
             file.write(content)

@@ -231,7 +231,7 @@ def segment_objects(
     return [
         left_alone(request, geometry.shape)
         if search is None
-        else assemble(search.patches, geometry.shape, search.iou)
+        else assemble(search.patches, geometry.shape, settings.true_iou(search.iou))
         for request, search in zip(requests, searches, strict=True)
     ]
 

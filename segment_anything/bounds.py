@@ -31,12 +31,16 @@ class AdaptiveSettings:
         roi_spacing: Side of the ROI's voxels in mm, where there are only clicks.
         normalisation: The ROI's; `zscore` is `segment_anything.roi.normalise`.
         drawings: Whether scribbles, lassos and boxes in a slice were among the prompts.
+        iou_slope, iou_intercept: The straight line that makes estimates of the IoU true on average,
+            found afterwards (bench/bench_quality.py).
     """
 
     roi_factor: float = ROI_FACTOR
     roi_spacing: float = ROI_SPACING
     normalisation: str = "zscore"
     drawings: bool = False
+    iou_slope: float = 1.0
+    iou_intercept: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("roi_factor", "roi_spacing"):
@@ -47,6 +51,14 @@ class AdaptiveSettings:
             raise ValueError(f"expected the normalisation zscore, got {self.normalisation!r}")
         if not isinstance(self.drawings, bool):
             raise ValueError(f"expected drawings as True or False, got {self.drawings!r}")
+        for name in ("iou_slope", "iou_intercept"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not -10 < value < 10:
+                raise ValueError(f"expected {name} as a number from -10 to 10, got {value!r}")
+
+    def true_iou(self, estimate: float) -> float:
+        """What the network's estimate of an IoU amounts to on average, 0 to 1."""
+        return min(max(self.iou_intercept + self.iou_slope * estimate, 0.0), 1.0)
 
 
 def bounds_of(mask: np.ndarray) -> np.ndarray | None:

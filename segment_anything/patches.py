@@ -12,6 +12,7 @@ from segment_anything.prompts import Click, Index3, Region
 from segment_anything.roi import Roi, crop_roi_nearest, sample_linear
 
 REFINEMENT_BLEND = 0.25  # share of a refinement crop's side over which it fades in from a face
+PROBABLY_WRONG = 0.6  # what is below it, of estimates of the IoU; a Dice of 0.75
 KEPT_LOGIT = 1.0  # for a mask that is kept since there is nothing to ask
 
 
@@ -54,6 +55,11 @@ class Prediction:
     def kept(self) -> Mask:
         # NumPy is slow with float16.
         return Mask(self.region, (torch.from_numpy(self.region_logits) > MASK_THRESHOLD).numpy())
+
+    @property
+    def is_doubtful(self) -> bool:
+        """True if there is an object that the network itself takes for wrong."""
+        return self.iou < PROBABLY_WRONG and self.region_logits.size > 0
 
     @property
     def mask(self) -> np.ndarray:

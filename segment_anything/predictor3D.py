@@ -24,6 +24,7 @@ from segment_anything.modeling.sam3D import (
 from segment_anything.patches import Mask, Prediction
 from segment_anything.prompts import Box, Click, Drawing, Index3, Prompts
 from segment_anything.roi import Roi, crop_roi_averaged, normalise
+from segment_anything.suggestion import suggest_click
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CACHE_BYTES = 2**31  # an embedding takes 6 MB with hybrid_s in float32, 0.8 MB with vit_b_ori
@@ -158,6 +159,12 @@ class SamPredictor3D:
         self._cache.clear()
         self._objects = {}
 
+    def forget_image(self) -> None:
+        """Hold no image and no objects any more."""
+        self.volume = None
+        self._cache.clear()
+        self._objects = {}
+
     @property
     def shape(self) -> Index3:
         d, h, w = self._image().shape
@@ -254,6 +261,17 @@ class SamPredictor3D:
             return None
         return last.prediction
 
+    def suggest_click(self, obj: int = 1) -> Index3 | None:
+        """The voxel (z, y, x) of an object to look at next, as `suggestion.suggest_click` says.
+
+        Raises:
+            ValueError: The object has no prompts.
+        """
+        last = self._objects.get(obj, [None])[-1]
+        if last is None:
+            raise ValueError(f"object {obj}: nothing to suggest before its first prompt")
+        return suggest_click(last.prediction)
+
     def reset(self, obj: int) -> None:
         """Forget an object."""
         self._objects.pop(obj, None)
@@ -285,7 +303,7 @@ class SamPredictor3D:
         """
         coming = iter(requests)
         while together := list(islice(coming, self.batches.size)):
-            steps = [each.prompts.steps[-MAX_STEPS:] or [each.prompts] for each in together]
+            steps = [each.prompts.steps(MAX_STEPS) or [each.prompts] for each in together]
             masks = [each.previous for each in together]
             predictions: dict[int, Prediction] = {}
             for number in range(max(map(len, steps))):

@@ -74,18 +74,28 @@ class Prompts:
     drawings: tuple[Drawing, ...] = ()
 
     @property
-    def steps(self) -> list["Prompts"]:
-        """What there was after each prompt: the box, then clicks and drawings as they were made."""
-        steps = [] if self.box is None else [Prompts(self.box)]
-        for count in range(len(self.clicks) + 1):
-            earlier = tuple(drawing for drawing in self.drawings if drawing.after < count)
-            if count:
-                steps.append(Prompts(self.box, self.clicks[:count], drawings=earlier))
-            for drawing in self.drawings:
-                if drawing.after == count:
-                    earlier = (*earlier, drawing)
-                    steps.append(Prompts(self.box, self.clicks[:count], drawings=earlier))
-        return steps
+    def count(self) -> int:
+        """How many prompts there are."""
+        return (self.box is not None) + len(self.clicks) + len(self.drawings)
+
+    def steps(self, most: int) -> list["Prompts"]:
+        """What there was after each of the last `most` prompts, which come in this order.
+
+        The box, then clicks and drawings as they were made.
+        """
+        drawings = sorted(self.drawings, key=lambda drawing: drawing.after)
+        counts = [] if self.box is None else [(0, 0)]  # of clicks and drawings
+        drawn = 0
+        for clicked in range(len(self.clicks) + 1):
+            if clicked:
+                counts.append((clicked, drawn))
+            while drawn < len(drawings) and drawings[drawn].after == clicked:
+                drawn += 1
+                counts.append((clicked, drawn))
+        return [
+            Prompts(self.box, self.clicks[:clicked], drawings=tuple(drawings[:drawn]))
+            for clicked, drawn in counts[-most:]
+        ]
 
     @property
     def newest(self) -> "Prompts":

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import infer
-from conftest import ROOT, SHAPE, TINY, as_objects
+from conftest import ROOT, SHAPE, TINY, TINY_HYBRID, as_objects
 from seeded import published_weights
 from segment_anything.bounds import AdaptiveSettings
 from utils.formats.case import read_case
@@ -210,6 +210,18 @@ def test_policy_args_are_obeyed_or_refused(run, write_npz, tmp_path, tiny_model)
     assert status == 2 and "odd.pth: policy_args can't be obeyed" in err and "roi_scale" in err
     status, _, err = run("--backend", "medim", checkpoint=tmp_path / "wide.pth")
     assert status == 2 and "--backend medim: has no box corners" in err
+
+
+def test_what_the_network_takes_for_wrong_is_said(run, write_npz, tmp_path, tiny_hybrid):
+    write_npz()
+    content = {"model_state_dict": tiny_hybrid.state_dict(), "model_args": TINY_HYBRID}
+    content |= {"model_type": "hybrid_s", "policy": "adaptive"}
+    for slope, intercept in ((0.0, 0.3), (0.0, 0.9)):
+        content["policy_args"] = {"iou_slope": slope, "iou_intercept": intercept}
+        torch.save(content, tmp_path / "small.pth")
+        status, out, _ = run(checkpoint=tmp_path / "small.pth")
+        said = "probably wrong, by the network's own estimate: 1 (IoU about 0.30)" in out
+        assert status == 0 and said == (intercept == 0.3)
 
 
 @pytest.mark.parametrize("options", [("--seed", "-1"), ("--batch-size", "0"), ("--policy", "x")])

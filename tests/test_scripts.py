@@ -25,6 +25,7 @@ from bench import (
     bench_infer,
     bench_memory,
     bench_prompts,
+    bench_quality,
     bench_serve,
     bench_train,
     classical,
@@ -220,6 +221,14 @@ def test_boxes_are_played_with_the_axes_in_every_order(run, labelled, small_chec
     (rows,) = run(bench_prompts, *options)
     assert [row[0] for row in rows][::5] == ["z, y, x", "x, y, z"]
     assert len(rows) == 6 and all(row[1] == "1" for row in rows)
+
+
+def test_what_a_network_knows_of_its_mistakes(run, labelled, small_checkpoint):
+    options = ("--cases", labelled, "--checkpoint", small_checkpoint)
+    reliability, clicks = run(bench_quality, *options)
+    assert len(reliability) == 11 and sum(int(row[1]) for row in reliability[:-1]) == 12
+    assert [row[0] for row in clicks] == list(bench_quality.CHOOSERS)
+    assert len({row[2] for row in clicks}) == 1  # the first prompt is the same
 
 
 def test_a_server_is_timed_and_survives(run, small_checkpoint):

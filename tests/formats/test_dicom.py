@@ -7,7 +7,13 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    RLELossless,
+)
 
 from utils.formats.dicom import kept_locale
 from utils.formats.images import read_image
@@ -264,6 +270,20 @@ def test_damaged_files_are_named(tmp_path):
         refused(folder, f"expected whole files of one series, got {last.name}")
 
 
+def test_a_file_that_is_deflated_as_a_whole_is_refused(tmp_path):
+    """A few hundred bytes may unpack to whatever; in a series, too."""
+    parts = slices()
+    save(tmp_path / "in", parts)
+    file = sorted((tmp_path / "in").iterdir())[1]
+    part = pydicom.dcmread(file)
+    part.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    part.add_new(0x00091010, "OB", bytes(10**7))
+    part.save_as(file)
+    assert file.stat().st_size < 10**5
+    refused(tmp_path / "in", f"{file.name}: deflated as a whole")
+    refused(file, f"{file.name}: deflated as a whole")
+
+
 @pytest.mark.parametrize("names", ["1.2.840.{}", "IM{}", "im{}.DCM", "im{}.dcm"])
 @pytest.mark.parametrize("damage", ["empty", "cut", "pointer", "link"])
 def test_a_slice_at_an_end_is_not_dropped_in_silence(tmp_path, names, damage):
@@ -296,6 +316,9 @@ def test_files_of_several_patients_or_phases_are_no_volume(tmp_path):
     for i, part in enumerate(parts):
         part.SeriesInstanceUID, part.PatientID = f"1.2.3.{i}", f"patient {i // 3}"
     refused(save(tmp_path / "patients", parts), "expected files of one PatientID, got patient 0")
+    for part in parts:
+        part.SeriesInstanceUID = "1.2.3"
+    refused(save(tmp_path / "mixed", parts), "expected files of one PatientID, got patient 0")
     parts = slices()
     for i, part in enumerate(parts):
         part.TemporalPositionIdentifier = i % 2

@@ -13,7 +13,14 @@ from ckpt import export
 from conftest import TINY, TINY_HYBRID
 from seeded import DATA, published_weights
 from segment_anything import sam_model_registry3D
-from utils.inference.checkpoint import BOX_EMBEDDINGS, CheckpointError, build_model, read_checkpoint
+from segment_anything.bounds import AdaptiveSettings
+from utils.inference.checkpoint import (
+    BOX_EMBEDDINGS,
+    CheckpointError,
+    adaptive_settings,
+    build_model,
+    read_checkpoint,
+)
 from utils.inference.published import CHECKPOINT_ORDER, PUBLISHED, find_checkpoint
 
 META = {"model_args": TINY}
@@ -123,6 +130,10 @@ def test_exported_weights_are_the_same_but_for_their_precision(tmp_path, tiny_hy
     weights = build_model(checkpoint).state_dict()
     for key, value in tiny_hybrid.state_dict().items():
         torch.testing.assert_close(weights[key], value, rtol=1e-3, atol=1e-6)
+    options = [str(source), str(tmp_path / "c.safetensors"), "--iou-line", "0.5", "0.4"]
+    assert export.main(export.get_args_parser().parse_args(options)) == 0
+    settings = adaptive_settings(read_checkpoint(tmp_path / "c.safetensors"))
+    assert settings == AdaptiveSettings(roi_factor=1.6, iou_slope=0.5, iou_intercept=0.4)
 
 
 def test_a_checkpoint_from_before_boxes_is_exported_with_their_embeddings(

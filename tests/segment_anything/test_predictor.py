@@ -297,7 +297,7 @@ CLICKS = tuple(Click((4, 5 + i, 6), i % 2 == 0) for i in range(4))
 def test_steps_are_the_prompts_in_their_order():
     drawings = [Drawing((3, 4, 5), np.ones((1, 2, 3), bool), True, True, after) for after in (0, 2)]
     box = Box(BOX[:3], BOX[3:])
-    steps = Prompts(box, CLICKS[:2], drawings=tuple(drawings)).steps
+    steps = Prompts(box, CLICKS[:2], drawings=tuple(drawings)).steps(9)
     assert [(len(s.clicks), len(s.drawings)) for s in steps] == [
         (0, 0),
         (0, 1),
@@ -305,7 +305,7 @@ def test_steps_are_the_prompts_in_their_order():
         (2, 1),
         (2, 2),
     ]
-    assert all(step.box == box for step in steps) and Prompts().steps == []
+    assert all(step.box == box for step in steps) and Prompts().steps(9) == []
 
 
 def test_a_replay_is_call_after_call(predictor):

@@ -19,9 +19,11 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset, read_preamble
 from pydicom.multival import MultiValue
 from pydicom.uid import (
     UID,
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -42,6 +44,7 @@ RESCALED = {
     f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("2.1", "2.2", "4.1", "4.4", "130", "128.1")
 }
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # no images
+META_GROUP = 2  # of the elements that say how the rest is written
 DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR
 WHOLE = "expected whole files of one series"
 # What Python raises of values that are not what a tag is for.
@@ -167,7 +170,7 @@ def _images(path: Path, notices: list[str]) -> dict[Path, Dataset]:
         series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append(file)
     for keyword in ONE:
         values = {str(header[keyword].value) for header in found.values() if keyword in header}
-        if len(series) == len(found) and len(values) > 1 or keyword in PHASES and len(values) > 1:
+        if len(values) > 1 and (len(series) == len(found) or keyword in ("PatientID", *PHASES)):
             raise ValueError(f"expected files of one {keyword}, got {_brief(sorted(values))}")
     if len(series) == len(found) >= FEWEST_ALONE:
         notices.append(f"each of its {len(found)} files is a series by its UID; taken as one")
@@ -222,12 +225,22 @@ def _class_of(header: Dataset) -> str | None:
 
 def _header(file: Path) -> Dataset:
     try:
+        if _is_deflated(file):
+            raise ValueError("deflated as a whole, which says nothing of its size: store it anew")
         header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
         len(list(header.iterall()))  # all of it is parsed
         return header
     except Exception as error:  # a broken header makes pydicom fail in any way
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         raise ValueError(f"{WHOLE}, got {file.name}: {reason}") from error
+
+
+def _is_deflated(file: Path) -> bool:
+    """Whether pydicom would unpack all of a file before its first element, whatever its size."""
+    with open(file, "rb") as opened:
+        read_preamble(opened, force=True)
+        meta = read_dataset(opened, False, True, stop_when=lambda tag, *_: tag >> 16 != META_GROUP)
+        return meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
 
 
 def _without_copies(found: dict[Path, Dataset], notices: list[str]) -> dict[Path, Dataset]:

@@ -173,7 +173,7 @@ def prompted(case: Case, prompts: RawPrompts, grid: Grid, turned: Grid, notices:
         place(raw, number, prompts.space, grid, turned, notices)
         for number, raw in enumerate(prompts.objects, 1)
     )
-    if not any(each.steps for each in objects):
+    if not any(each.count for each in objects):
         raise ValueError("expected a box or a click, got none")
     if len(objects) > MAX_OBJECTS:
         raise ValueError(f"expected at most {MAX_OBJECTS} objects, got {len(objects)}")
@@ -181,7 +181,7 @@ def prompted(case: Case, prompts: RawPrompts, grid: Grid, turned: Grid, notices:
     if prompts.labels is not None:
         labels = read_labels(prompts.labels, turned.image(), case.name, notices)
         previous = numbered(labels, [raw.initial for raw in prompts.objects])
-    later = max(len(each.steps) - (each.box is not None) for each in objects)
+    later = max(each.count - (each.box is not None) for each in objects)
     return replace(
         case,
         objects=objects,

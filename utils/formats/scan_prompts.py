@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ SPACES = ("voxel", "lps", "ras")
 OVERLAPS = ("highest", "first")  # as Canvas of segment_anything.predictor3D takes them
 DRAWN = ("box", "scribble", "lasso")
 MAX_BYTES = 4 * 2**20  # a JSON file's size
+MAX_NUMBER = 1e9  # voxels or mm
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _check_keys(entry: Any, needed: Sequence[str], possible: Sequence[str], wher
 def _numbers(values: Any, count: int, where: str) -> tuple[float, ...]:
     is_list = isinstance(values, list) and len(values) == count
     if not is_list or not all(
-        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
         for value in values
     ):
         raise ValueError(f"{where}: expected {count} numbers, got {brief(values)}")

@@ -19,29 +19,41 @@ from utils.options import POLICIES
 Segmenter = Callable[[Case], np.ndarray]  # a case -> its (D, H, W) uint8 labels
 
 
-def predict_adaptive(predictor: SamPredictor3D, case: Case) -> np.ndarray:
-    """Segment the objects of a case by all their prompts (`segment_anything.adaptive`).
+class AdaptiveSegmenter:
+    """Segments the objects of a case by all their prompts (`segment_anything.adaptive`).
 
     Args:
         predictor: Keeps the embeddings for further rounds on the same image.
-        case: As `read_case` returns it.
 
-    Returns:
-        (D, H, W) uint8, object i of the case as label i.
-
-    Raises:
-        CaseError: There are drawings, which the network was not trained with.
+    Attributes:
+        doubtful: Of the objects of the last case those that the network itself takes for wrong,
+            with its estimates of the IoU.
     """
-    if not predictor.settings.drawings:
-        check_undrawn(case)
-    if predictor.volume is not case.image or predictor.spacing != case.spacing:
-        predictor.set_image(case.image, case.spacing)
-    canvas = Canvas(case.shape, case.overlap)
-    requests = list(map(ObjectRequest, case.objects, previous_masks(case)))
-    segment = predictor.replay if case.is_replayed else predictor.segment
-    for label, prediction in enumerate(segment(requests), 1):
-        canvas.paint(label, prediction)
-    return canvas.seg
+
+    def __init__(self, predictor: SamPredictor3D) -> None:
+        self.predictor = predictor
+        self.doubtful: dict[int, float] = {}
+
+    def __call__(self, case: Case) -> np.ndarray:
+        """A case as `read_case` returns it -> (D, H, W) uint8, object i as label i.
+
+        Raises:
+            CaseError: There are drawings, which the network was not trained with.
+        """
+        predictor = self.predictor
+        if not predictor.settings.drawings:
+            check_undrawn(case)
+        if predictor.volume is not case.image or predictor.spacing != case.spacing:
+            predictor.set_image(case.image, case.spacing)
+        canvas = Canvas(case.shape, case.overlap)
+        requests = list(map(ObjectRequest, case.objects, previous_masks(case)))
+        segment = predictor.replay if case.is_replayed else predictor.segment
+        self.doubtful = {}
+        for label, prediction in enumerate(segment(requests), 1):
+            canvas.paint(label, prediction)
+            if prediction.is_doubtful:
+                self.doubtful[label] = prediction.iou
+        return canvas.seg
 
 
 def previous_masks(case: Case) -> list[Mask | None]:
@@ -85,6 +97,6 @@ def make_segmenter(
     """
     assert policy in POLICIES, policy
     if policy == "adaptive":
-        return partial(predict_adaptive, SamPredictor3D(model, settings, precision, batch_size))
+        return AdaptiveSegmenter(SamPredictor3D(model, settings, precision, batch_size))
     batches = Batches(batch_size or default_batch_size(model.device))
     return partial(predict_baseline, model, seed=seed, batches=batches, precision=precision)
