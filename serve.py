@@ -23,6 +23,9 @@ from utils.inference.published import SMALL, SMALL_DRAWINGS
 from utils.options import int_from
 
 SAMPLE = Path(__file__).resolve().parent / "inputs" / "MR_Brain_colin27.npz"
+SPARE = (
+    60.0  # seconds after which a page that is not used makes room; its prompts are in the browser
+)
 EVERYWHERE = ("0.0.0.0", "::")  # addresses to listen on that are no names
 
 
@@ -128,6 +131,7 @@ def main(args: argparse.Namespace) -> int:
         args.max_sessions,
         args.idle_timeout,
         args.idle_timeout,  # browsers let pages sleep that are not looked at
+        SPARE,
     )
     page = Page(
         Gate(workspaces, key, max_bytes, tuple(hosts), log),
@@ -154,7 +158,10 @@ def main(args: argparse.Namespace) -> int:
                 print(f"http://{name}:{port} key {key or '(none)'}", flush=True)
 
         def handle_exit(self, number: int, frame: FrameType | None) -> None:
+            self.force_exit = self.should_exit  # the second time
             self.should_exit = True
+            leases.release_all()  # which stops what is worked on
+            workspaces.release_all()
 
     serving = Announced(config)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -232,6 +232,31 @@ def test_a_refused_file_and_then_another(page, tmp_path, scan):
     predicted(page)
 
 
+def test_labels_are_loaded_and_corrected(page, scan, tmp_path):
+    values = np.zeros(SHAPE, np.uint8)
+    values[8:12, 12:24, 12:26], values[20:22, 5:9, 5:9] = 3, 7
+    path = written(tmp_path / "before.nii.gz", values, OBLIQUE)
+    page.set_input_files("#load-labels", path)
+    for number, name in enumerate(("Label 3", "Label 7"), 1):
+        predicted(page, number)
+        shown = page.locator("#object-list li").nth(number - 1).locator(".object-name")
+        assert shown.input_value() == name
+    page.locator("#object-list li").nth(1).click()  # the first one keeps what it has
+    click(page, "plus", 30, 10)
+    ready(page)
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(saved(page, "#save-labels", tmp_path)))
+    np.testing.assert_array_equal(labels == 1, values == 3)
+    assert (labels == 2).any()
+
+
+def test_it_goes_to_where_it_is_unsure(page):
+    assert page.is_disabled("#suggest")
+    box(page, (10, 10), (26, 30))
+    predicted(page)
+    page.click("#suggest")
+    playwright.expect(page.locator("#status")).to_contain_text("in the object?", timeout=WAIT)
+
+
 def test_a_wrong_key_is_asked_for_again(chromium, url):
     page = chromium.new_page()
     page.goto(f"{url}/#key=wrong")

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -162,7 +164,10 @@ def test_what_the_network_does_not_take_and_odd_prompts_are_refused(workspace, t
     for entry in (None, [], {"clicks": [[99, 0, 0, 1]]}, {"box": [0, 0, 0, 1]}, {"initial": 2}):
         with pytest.raises(Refused, match="expected"):
             opened.segment(entry)
-    assert opened.segment({}).kept.bounds is None
+    for entry in ({}, {"box": [10**400, 0, 0, 5, 5, 5]}, {"clicks": [[4, 5, 6, 1]] * 101}):
+        with pytest.raises(Refused, match="expected"):
+            opened.segment(entry)
+    assert len(opened.segment({"clicks": [[4, 5, x % 15, 1] for x in range(40)]}).region) == 3
 
 
 def test_files_that_are_sent(workspace, tmp_path):
@@ -186,12 +191,102 @@ def test_files_that_are_sent(workspace, tmp_path):
     with pytest.raises(ValueError, match="notes.txt"):
         sent.open(True, None)
     assert sent.open(False, None)["name"] == "given.nrrd"
-    folder = sent._folder.name
-    del sent
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and (tmp_path / folder).exists():
-        time.sleep(0.05)
-    assert not (tmp_path / folder).exists()
+    for number, name in enumerate(("1-a.dcm", "a.dcm", "a.dcm", "b.dcm")):
+        sent.take_file(name, bytes([number]), number == 0, "a folder")
+    kept = [path.read_bytes()[0] for path in sent._sent]
+    assert kept == [0, 1, 2, 3] and sent._sent[0].parent.name == "a folder"
+
+
+def test_what_ends_holds_nothing_and_its_files_are_gone(workspace, tmp_path):
+    """Whatever still refers to it, such as the traceback of a request that was refused."""
+    content = written(tmp_path / "scan.mha").read_bytes()
+    ended = workspace()
+    ended.take_file("scan.mha", content, True)
+    ended.open(True, None)
+    ended.segment(FIRST)
+    folder = Path(ended._folder.name)
+    assert folder.exists()
+    ended.close()
+    assert not folder.exists()
+    for call in (
+        lambda: ended.take_file("scan.mha", content, True),
+        lambda: ended.segment(FIRST),
+        lambda: ended.volume(),
+    ):
+        with pytest.raises(Refused):
+            call()
+    assert ended.predictor.volume is None and not ended._known
+
+
+def test_a_session_that_is_released_stops_working(opened, monkeypatch):
+    (lease,) = opened.leases._held.values()
+    begun, segment = [], lease.session.predictor.segment
+
+    def slowly(requests):
+        begun.append(1)
+        time.sleep(0.3)
+        return segment(requests)
+
+    monkeypatch.setattr(lease.session.predictor, "segment", slowly)
+    many = {"object": {"clicks": [[4, 5, x, 1] for x in range(12)]}}
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(opened.post, "/page/segment", json=many)
+        while not begun:
+            time.sleep(0.01)
+        assert opened.post("/page/release").status_code == 200
+        assert answer.result().status_code == 410
+    assert len(begun) < 6
+
+
+def test_a_scan_that_can_not_be_opened_changes_nothing(workspace, tmp_path):
+    np.savez_compressed(tmp_path / "case.npz", **case_arrays())
+    opened = workspace(tmp_path / "case.npz")
+    opened.open(False, None)
+    before = opened.save([FIRST], ".npz")
+    for name, values in (
+        ("flat.nii", np.full(SHAPE, 7, np.int16)),
+        ("far.nii", np.where(VALUES > np.median(VALUES), 1.7e308, -1.7e308)),
+    ):
+        opened.take_file(name, written(tmp_path / name, values).read_bytes(), True)
+        with pytest.raises(ValueError, match="expected"):
+            opened.open(True, None)
+        assert opened.save([FIRST], ".npz") == before
+    small = workspace(written(tmp_path / "scan.nii.gz"), size=1000)
+    with pytest.raises(Refused, match="expected at most 1000 bytes unpacked"):
+        small.open(False, None)
+
+
+def test_labels_that_do_not_say_where_they_lie_are_for_a_case_alone(workspace, tmp_path):
+    np.savez_compressed(tmp_path / "labels.npz", segs=np.ones(SHAPE, np.uint8))
+    content = (tmp_path / "labels.npz").read_bytes()
+    opened = workspace(written(tmp_path / "scan.nii.gz"))
+    opened.open(False, None)
+    with pytest.raises(Refused, match="labels.npz: expected labels as an image"):
+        opened.take_labels("labels.npz", content)
+
+
+def test_where_to_look_next(opened):
+    answer = opened.post("/page/suggest", json={"object": FIRST})
+    voxel = answer.json()["voxel"]
+    assert voxel is None or all(0 <= at < side for at, side in zip(voxel, SHAPE, strict=True))
+    assert opened.post("/page/suggest", json={"object": {}}).status_code == 400
+
+
+def test_mistakes_and_other_calls_are_answered_in_words(opened, monkeypatch):
+    def broken(entry):
+        raise LookupError("a mistake")
+
+    (lease,) = opened.leases._held.values()
+    monkeypatch.setattr(lease.session, "segment", broken)
+    answer = opened.post("/page/segment", json={"object": FIRST})
+    assert answer.status_code == 500 and "mistake" in answer.json()["detail"]
+    assert "LookupError: a mistake" in opened.lines[-1]
+    for answer, status in ((opened.get("/nothing"), 404), (opened.delete("/page/volume"), 405)):
+        assert answer.status_code == status and answer.json()["detail"]
+    long = opened.post(
+        "/page/upload", headers={"X-Meta": json.dumps({"name": "漢" * 300})}, content=b"x"
+    )
+    assert long.status_code == 200
 
 
 def test_a_file_that_is_refused_is_named_and_the_page_goes_on(opened):
@@ -263,7 +358,7 @@ def test_names_lose_what_leads_elsewhere():
     assert safe_name(".bashrc") == "bashrc" and safe_name("a\0b:c.mha") == "a_b_c.mha"
     assert (
         safe_name("x" * 500 + ".nii.gz").endswith("x.nii.gz")
-        and len(safe_name("x" * 500)) == MAX_NAME
+        and len(safe_name("漢" * 500).encode()) <= MAX_NAME
     )
 
 

@@ -372,9 +372,32 @@ def test_bodies_beyond_the_limit_are_refused_before_they_are_read(model):
             assert post(url, "/predict", token, content=endless()).status_code == 413
 
 
+class Closing:
+    is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_a_lease_that_is_not_used_makes_room():
+    now = [0.0]
+    leases = Leases(Closing, 2, 600.0, 600.0, spare=60.0, clock=lambda: now[0])
+    first, second = leases.claim(), leases.claim()
+    now[0] = 30.0
+    with pytest.raises(NoRoom):
+        leases.claim()
+    leases.get(first.token, True)
+    now[0] = 70.0
+    third = leases.claim()
+    assert not leases.is_held(second) and second.session.is_closed
+    assert leases.is_held(first) and not third.session.is_closed
+    leases.release_all()
+    assert first.session.is_closed and third.session.is_closed
+
+
 def test_leases_end_when_nobody_is_there():
     now = [0.0]
-    leases = Leases(object, 2, idle=100.0, liveness=30.0, clock=lambda: now[0])
+    leases = Leases(Closing, 2, idle=100.0, liveness=30.0, clock=lambda: now[0])
     first, second = leases.claim(), leases.claim()
     with pytest.raises(NoRoom):
         leases.claim()
@@ -397,7 +420,7 @@ def test_leases_end_when_nobody_is_there():
 
     asyncio.run(worked_on())
     leases.expire()
-    assert not leases.is_held(third)
+    assert not leases.is_held(third) and third.session.is_closed
 
 
 def test_a_lease_that_is_dropped_in_mid_prediction(begun, url, model, monkeypatch):

@@ -11,6 +11,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -92,7 +93,7 @@ class Server:
                 await task
 
         routes.append(Route("/healthz", self.healthz, methods=["GET"]))
-        return Starlette(routes=routes, lifespan=lifespan)
+        return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _no})
 
     # Leases
 
@@ -215,6 +216,12 @@ class Server:
             async with self.network:
                 change = await run_in_threadpool(call.session.predict)
         return await run_in_threadpool(_changed, change)
+
+
+async def _no(request: Request, error: Exception) -> Response:
+    """No such call."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
 
 async def _expire(leases: list[Leases[Any]]) -> None:

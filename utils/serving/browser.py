@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from utils.serving.gate import LEASE, META, Call, Failure, Gate, Kind
+from utils.serving.gate import LEASE, META, Call, Failure, Gate, Kind, plain
 from utils.serving.session import Refused
 from utils.serving.workspace import Workspace, sent_image
 
@@ -65,6 +65,7 @@ class Page:
             self.gate.route("GET", "/page/volume", self.volume, action),
             self.gate.route("POST", "/page/labels", self.labels, large),
             self.gate.route("POST", "/page/segment", self.segment, action),
+            self.gate.route("POST", "/page/suggest", self.suggest, action),
             self.gate.route("POST", "/page/save", self.save, action),
             Route("/", self.file, methods=["GET"]),
             Route("/page/{name}", self.file, methods=["GET"]),
@@ -75,7 +76,7 @@ class Page:
         try:
             self.gate.check_origin(request)
         except Failure as failure:
-            return JSONResponse({"detail": failure.detail}, failure.status)
+            return JSONResponse({"detail": plain(failure.detail)}, failure.status)
         name = request.path_params.get("name", "index.html")
         if name not in self._files:
             return JSONResponse({"detail": "no such file"}, 404)
@@ -101,7 +102,8 @@ class Page:
     async def upload(self, call: Call[Workspace]) -> Response:
         given = call.meta()
         is_first = given.get("first") is True
-        files, size = await _work(call.session.take_file, given.get("name"), call.body, is_first)
+        name, series = given.get("name"), given.get("series")
+        files, size = await _work(call.session.take_file, name, call.body, is_first, series)
         return JSONResponse({"files": files, "bytes": size})
 
     async def open(self, call: Call[Workspace]) -> Response:
@@ -124,6 +126,11 @@ class Page:
             prediction = await _work(call.session.segment, entry)
         return _binary(*await _work(sent_image, prediction))
 
+    async def suggest(self, call: Call[Workspace]) -> Response:
+        entry = call.json().get("object")
+        async with self.network:
+            return JSONResponse({"voxel": await _work(call.session.suggest, entry)})
+
     async def save(self, call: Call[Workspace]) -> Response:
         given = call.json()
         async with self.network:
@@ -136,7 +143,11 @@ async def _work(function: Callable[..., T], *arguments: Any) -> T:
     """Off the loop; what a file or its prompts are refused for becomes the answer."""
     try:
         return await run_in_threadpool(function, *arguments)
-    except (ValueError, OSError, RuntimeError) as error:
+    except OSError as error:
+        name = Path(error.filename).name if isinstance(error.filename, str) else ""
+        said = f"{name}: {error.strerror}" if error.strerror else str(error)
+        raise Refused(said) from error  # without the path on the disk
+    except (ValueError, RuntimeError) as error:
         raise Refused(str(error)) from error
 
 

@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import json
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from enum import Enum, auto
 from typing import Any, Generic, TypeVar
@@ -13,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from utils.serving.leases import Gone, Lease, Leases, NoRoom
+from utils.serving.leases import Closable, Gone, Lease, Leases, NoRoom
 from utils.serving.session import Refused
 from utils.serving.wire import WireError
 
@@ -23,7 +24,7 @@ SMALL_BODY = 2**20  # bytes of a body of JSON
 MAX_SAID = 300  # characters of a message
 STALL = 60.0  # seconds that a client may be silent within a body
 
-S = TypeVar("S")  # a lease's session
+S = TypeVar("S", bound=Closable)  # a lease's session
 
 
 class Kind(Enum):
@@ -119,6 +120,10 @@ class Gate(Generic[S]):
             except Failure as failure:
                 notes.append(failure.detail)
                 response = JSONResponse({"detail": plain(failure.detail)}, failure.status)
+            except Exception as error:  # a mistake of this program; the log has all of it
+                notes.append(f"{type(error).__name__}: {error}")
+                traceback.print_exc()
+                response = JSONResponse({"detail": "the server made a mistake: see its log"}, 500)
             ms = 1000 * (time.perf_counter() - start)
             said = "".join(f"; {plain(note)}" for note in notes)
             self.log(
@@ -146,7 +151,12 @@ class Gate(Generic[S]):
                 if not self.leases.is_held(lease):
                     raise Gone("the session has ended: connect again")
                 call.body = await self._body(request, limit)
-                response = await handler(call)
+                try:
+                    response = await handler(call)
+                except Exception as error:  # of whatever kind, where all was taken away meanwhile
+                    if not self.leases.is_held(lease):
+                        raise Gone("the session ended while this was worked on") from error
+                    raise
             lease.acted = lease.alive = self.leases.clock()  # from the end of the work
             if not self.leases.is_held(lease):
                 raise Gone("the session ended while this was worked on")

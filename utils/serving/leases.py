@@ -5,9 +5,17 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-S = TypeVar("S")  # a session
+
+class Closable(Protocol):
+    """What a lease is on."""
+
+    def close(self) -> None:
+        """Stop what is worked on, and hold nothing any more."""
+
+
+S = TypeVar("S", bound=Closable)  # a session
 
 
 class NoRoom(RuntimeError):
@@ -38,13 +46,15 @@ class Lease(Generic[S]):
 
 
 class Leases(Generic[S]):
-    """All leases; those that end free their sessions.
+    """All leases; those that end close their sessions.
 
     Args:
         make: Makes a session.
         most: Leases at a time.
         idle: Seconds without an action of the user after which one ends.
         liveness: Seconds without a word of the client.
+        spare: Seconds without an action after which one may end early, to make room for another;
+            None: it may not.
         clock: Seconds that only grow.
     """
 
@@ -54,16 +64,17 @@ class Leases(Generic[S]):
         most: int,
         idle: float,
         liveness: float,
+        spare: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.make, self.most, self.idle, self.liveness = make, most, idle, liveness
-        self.clock = clock
+        self.spare, self.clock = spare, clock
         self._held: dict[str, Lease[S]] = {}
 
     def claim(self) -> Lease[S]:
         """A new lease; raises NoRoom."""
         self.expire()
-        if len(self._held) >= self.most:
+        if len(self._held) >= self.most and not self._make_room():
             raise NoRoom(f"all {self.most} sessions are in use: try again later")
         now = self.clock()
         lease = Lease(secrets.token_urlsafe(24), self.make(), now, now)
@@ -82,7 +93,13 @@ class Leases(Generic[S]):
         return lease
 
     def release(self, token: str) -> None:
-        self._held.pop(token, None)
+        lease = self._held.pop(token, None)
+        if lease is not None:
+            lease.session.close()
+
+    def release_all(self) -> None:
+        for token in list(self._held):
+            self.release(token)
 
     def remaining(self, lease: Lease[S]) -> float:
         """Seconds until it ends unless the user does something."""
@@ -97,4 +114,13 @@ class Leases(Generic[S]):
         for token, lease in list(self._held.items()):
             is_over = now > lease.acted + self.idle or now > lease.alive + self.liveness
             if is_over and not lease.turn.locked():
-                del self._held[token]
+                self.release(token)
+
+    def _make_room(self) -> bool:
+        """End the lease that was idle for longest, if it was for long enough."""
+        resting = [lease for lease in self._held.values() if not lease.turn.locked()]
+        idlest = min(resting, key=lambda lease: lease.acted, default=None)
+        if idlest is None or self.spare is None or self.clock() < idlest.acted + self.spare:
+            return False
+        self.release(idlest.token)
+        return True

@@ -78,6 +78,11 @@ class Session:
         self._states = [State()]
         self._shown: Mask | None = None  # in the client's buffer
 
+    def close(self) -> None:
+        """Hold nothing any more."""
+        self.predictor.forget_image()
+        self.reset()
+
     def set_image(self, image: np.ndarray, properties: Any) -> list[str]:
         """Take a new image (1, D, H, W), and forget all before; returns what was chosen for it.
 

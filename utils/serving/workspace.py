@@ -6,6 +6,7 @@ alone, as that of infer.py does. What was predicted for fewer of them is remembe
 
 import hashlib
 import json
+import math
 import re
 import tempfile
 from collections import OrderedDict
@@ -21,8 +22,10 @@ from segment_anything.bounds import AdaptiveSettings, bounds_of
 from segment_anything.modeling.sam3D import Sam3D
 from segment_anything.patches import Mask, Prediction
 from segment_anything.predictor3D import MAX_STEPS, Canvas
-from segment_anything.prompts import Prompts
+from segment_anything.prompts import Index3, Prompts
+from segment_anything.suggestion import suggest_click
 from utils.formats.case import MAX_OBJECTS, read_bare_case, read_segs, write_case
+from utils.formats.image_header import is_dicom
 from utils.formats.images import read_labels
 from utils.formats.intensity import CT_WINDOWS, LOOKS_LIKE_HU, parse_window, to_grey
 from utils.formats.scan import Grid, Scan, place, read_values, turn_of, write_labels
@@ -31,8 +34,10 @@ from utils.serving.session import Refused
 
 NPZ = ".npz"
 MAX_FILES = 10_000  # of a DICOM series
-MAX_NAME = 100  # characters of a file's name that are kept
+MAX_NAME = 200  # bytes of a file's name that are kept
+MAX_PROMPTS = 100  # of an object: each may ask the network once more
 REMEMBERED = 2**29  # bytes of predictions
+CLOSED = "the session has ended"
 SHOWN = (0.5, 99.5)  # percentiles that are black and white at first
 SAMPLED = 2_000_000  # voxels that they are taken of, about
 
@@ -62,6 +67,8 @@ def shown(values: np.ndarray) -> Shown:
     if values.dtype == np.uint8:
         return Shown(values.copy(), 1.0, 0.0, levels)
     least, most = float(values.min()), float(values.max())
+    if not math.isfinite(most - least):
+        raise ValueError(f"expected values of a range that is finite, got {least:g} to {most:g}")
     if values.dtype.kind in "iu" and -(2**15) <= least and most < 2**15:
         return Shown(values.astype("<i2"), 1.0, 0.0, levels)
     slope = (most - least) / (2**16 - 1) or 1.0
@@ -101,26 +108,49 @@ class Workspace:
         self._labels: np.ndarray | None = None
         self._sent: list[Path] = []
         self._sent_bytes = 0
+        self._series = ""
         self._folder: tempfile.TemporaryDirectory | None = None  # goes with the workspace
         self._known: OrderedDict[tuple, Prediction] = OrderedDict()
+        self._is_closed = False
 
-    def take_file(self, name: Any, content: bytes, is_first: bool) -> tuple[int, int]:
+    def close(self) -> None:
+        """Stop what is worked on, hold nothing any more, and remove the files that were sent."""
+        self._is_closed = True
+        self._scan, self._shown, self._labels = None, None, None
+        self._known.clear()
+        self.predictor.forget_image()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def take_file(
+        self, name: Any, content: bytes, is_first: bool, series: Any = None
+    ) -> tuple[int, int]:
         """Keep a file that was sent -> number and bytes of those kept.
+
+        Args:
+            name: The file's.
+            content: Its bytes.
+            is_first: Of those that belong together; those before are forgotten.
+            series: Their name, where they are several.
 
         Raises:
             Refused: It is one too many, or they are too large.
         """
         if not isinstance(name, str):
             raise Refused(f"expected a name, got {str(name)[:80]}")
+        if self._is_closed:
+            raise Refused(CLOSED)
         if is_first or self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="scan-")
             self._sent, self._sent_bytes = [], 0
+            self._series = safe_name(series) if isinstance(series, str) else "series"
         if len(self._sent) >= MAX_FILES or self._sent_bytes + len(content) > self.max_bytes:
             raise Refused(f"expected at most {MAX_FILES} files and {self.max_bytes} bytes in all")
-        path = Path(self._folder.name, "series", safe_name(name))
-        path.parent.mkdir(exist_ok=True)
-        if path.exists():  # of another folder
-            path = path.with_name(f"{len(self._sent)}-{path.name}")
+        folder = Path(self._folder.name, self._series)
+        folder.mkdir(exist_ok=True)
+        path = folder / safe_name(name)
+        while path.exists():  # of another folder
+            path = folder / f"{len(self._sent)}-{path.name}"
         path.write_bytes(content)
         self._sent.append(path)
         self._sent_bytes += len(content)
@@ -147,14 +177,17 @@ class Workspace:
         if path.suffix.lower() == NPZ:
             case = read_bare_case(path)
             grid = Grid.of_case(case)
-            scan, self._ending, keep = Scan(case, grid, grid), NPZ, None
-            self._stem = path.stem
+            scan, keep, ending, stem = Scan(case, grid, grid), None, NPZ, path.stem
         else:
+            if path.is_file() and ending_of(path) is None and not is_dicom(path):
+                kinds = ", ".join((*SCAN_ENDINGS, NPZ))
+                raise Refused(f"{path.name}: expected {kinds} or DICOM, got another kind of file")
             scan, keep = read_values(path)
-            self._ending = ending_of(path) or SCAN_ENDINGS[0]
-            self._stem = stem_of(path)
+            ending, stem = ending_of(path) or SCAN_ENDINGS[0], stem_of(path)
             window = window or self.window
         values = scan.case.image
+        if values.nbytes > self.max_bytes:
+            raise Refused(f"expected at most {self.max_bytes} bytes unpacked, got {values.nbytes}")
         is_hu = keep is not None and values.dtype.kind in "if" and values.min() < LOOKS_LIKE_HU
         if is_hu and window is None:
             window = "abdomen"
@@ -162,15 +195,18 @@ class Workspace:
         grey = values
         if keep is not None:
             grey, said = to_grey(values, parse_window(window) if window else None)
-        self._shown = shown(values)
+        seen = shown(values)
         if is_hu:
             level, width = CT_WINDOWS["abdomen"]
-            levels = level - width / 2, level + width / 2
-            self._shown = replace(self._shown, levels=levels)
-        self._scan = replace(scan, case=replace(scan.case, image=grey))
+            seen = replace(seen, levels=(level - width / 2, level + width / 2))
+        scan = replace(scan, case=replace(scan.case, image=grey))
+        self.predictor.set_image(grey, scan.case.spacing)
+        # Nothing can fail from here on: the scan before stays as it was until now.
+        self._scan, self._shown, self._ending, self._stem = scan, seen, ending, stem
         self._labels = None
         self._known.clear()
-        self.predictor.set_image(grey, scan.case.spacing)
+        if self._is_closed:
+            self.close()
         return self._description(is_hu, window, [*scan.notices, *said])
 
     def _description(self, is_hu: bool, window: str | None, notices: list[str]) -> dict[str, Any]:
@@ -227,6 +263,10 @@ class Workspace:
             path = Path(folder, safe_name(name))
             path.write_bytes(content)
             if path.suffix.lower() == NPZ:
+                if self._ending != NPZ:
+                    raise Refused(
+                        f"{path.name}: expected labels as an image, which says where it lies"
+                    )
                 labels = read_segs(path, scan.case.shape)
             else:
                 values = read_labels(path, scan.turned.image(), scan.case.name)
@@ -246,28 +286,45 @@ class Workspace:
         scan = self.scan
         try:
             raw = parse_object(entry, "the object")
+            if len(raw.clicks) + len(raw.drawings) > MAX_PROMPTS:
+                raise Refused(
+                    f"expected at most {MAX_PROMPTS} prompts of an object: begin a new one"
+                )
             prompts = place(raw, 1, "voxel", scan.turned, scan.turned, [])
         except ValueError as error:
             raise Refused(str(error)) from error
         if prompts.drawings and not self.predictor.settings.drawings:
             raise Refused("expected boxes of whole objects and clicks: the network takes no other")
         initial = None if raw.initial is None else self._initial(raw.initial)
-        steps = prompts.steps
-        if not 0 < len(steps) <= MAX_STEPS:
-            return next(self.predictor.replay([ObjectRequest(prompts, initial)]))
+        steps = prompts.steps(MAX_STEPS)
+        if not steps:
+            if initial is None:
+                raise Refused("expected a prompt: a box, a click, a scribble or a lasso")
+            return next(self.predictor.segment([ObjectRequest(prompts, initial)]))
+        # Of more prompts the last ones begin anew, as in infer.py: they follow from no others.
+        is_whole = prompts.count <= MAX_STEPS
         keys = [(raw.initial, *_key(step)) for step in steps]
-        known = next((i for i in range(len(keys), 0, -1) if keys[i - 1] in self._known), 0)
+        known = 0
+        if is_whole:
+            known = next((i for i in range(len(keys), 0, -1) if keys[i - 1] in self._known), 0)
         mask, prediction = initial, None
         if known:
             self._known.move_to_end(keys[known - 1])
             prediction = self._known[keys[known - 1]]
             mask = prediction.kept
         for key, step in zip(keys[known:], steps[known:], strict=True):
+            if self._is_closed:
+                raise Refused(CLOSED)
             (prediction,) = self.predictor.segment([ObjectRequest(step, mask)])
-            self._remember(key, prediction)
+            if is_whole:
+                self._remember(key, prediction)
             mask = prediction.kept
         assert prediction is not None
         return prediction
+
+    def suggest(self, entry: Any) -> Index3 | None:
+        """The voxel (z, y, x) to look at next of an object with these prompts; raises Refused."""
+        return suggest_click(self.segment(entry))
 
     def save(self, entries: Any, ending: Any) -> tuple[str, bytes]:
         """The labels of objects as a file -> its name and content; object i has label i.
@@ -324,8 +381,8 @@ def _key(prompts: Prompts) -> tuple:
 
 def safe_name(name: str) -> str:
     """A file's name without folders and characters that mean something else somewhere."""
-    plain = re.sub(r"[^\w. -]", "_", re.split(r"[/\\]", name)[-1])
-    return plain.lstrip(".")[-MAX_NAME:] or "scan"
+    plain = re.sub(r"[^\w. -]", "_", re.split(r"[/\\]", name)[-1]).lstrip(".")
+    return plain.encode(errors="replace")[-MAX_NAME:].decode(errors="ignore") or "scan"
 
 
 def sent_image(prediction: Prediction) -> tuple[dict[str, Any], bytes]:
@@ -333,10 +390,10 @@ def sent_image(prediction: Prediction) -> tuple[dict[str, Any], bytes]:
     mask = prediction.kept
     bounds = bounds_of(mask.inside)
     if bounds is None:
-        return {"bbox": None, "iou": prediction.iou, "voxels": 0}, b""
+        return {"bbox": None, "doubtful": False, "voxels": 0}, b""
     part = tuple(slice(int(a), int(b)) for a, b in bounds.T)
     inside = mask.inside[part]
     low = [own.start + region.start for own, region in zip(part, mask.region, strict=True)]
     box = [[a, a + side] for a, side in zip(low, inside.shape, strict=True)]
-    meta = {"bbox": box, "iou": prediction.iou, "voxels": int(inside.sum())}
+    meta = {"bbox": box, "doubtful": prediction.is_doubtful, "voxels": int(inside.sum())}
     return meta, inside.astype(np.uint8).tobytes()

@@ -27,14 +27,15 @@ async function walk(entry, path) {
   }
 }
 
+// Resolves to {files, name}; a folder has one name.
 export async function filesOfDrop(transfer) {
   // The items are gone after the first await, so all entries are taken before.
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry()).filter(Boolean);
   const plain = [...transfer.files].map((file) => ({ file, name: file.name }));
-  if (!entries.length) return plain;
+  if (!entries.length) return { files: plain, name: plain[0]?.name };
   const files = [];
   for (const entry of entries) files.push(...(await walk(entry, '')));
-  return files.filter((entry) => !isHidden(entry));
+  return { files: files.filter((entry) => !isHidden(entry)), name: entries[0].name };
 }
 
 export const folderOf = (files) => files[0].file.webkitRelativePath.split('/')[0];

@@ -16,10 +16,8 @@ addEventListener('keyup', (event) => {
   if (event.key === ' ') spaceHeld = false;
 });
 
-// page: {tools, scroll, moveTo, moveWindow, hover, redraw, resetViews} of the page.
-export function listen(plane, page) {
+export function listen(plane, tools, display) {
   const { canvas } = plane;
-  const { tools } = page;
   const pointers = new Map();
   let drag = null;
   let wheel = 0;
@@ -55,17 +53,17 @@ export function listen(plane, page) {
     if (!before) {
       const edge = tools.edgeAt(plane, x, y);
       canvas.dataset.cursor = edge ? edge.direction : tools.name;
-      page.hover(plane.holds(x, y) ? plane.voxelAt(x, y) : null);
+      display.hover(plane.holds(x, y) ? plane.voxelAt(x, y) : null);
       return;
     }
     pointers.set(event.pointerId, [x, y]);
     const [dx, dy] = [x - before[0], y - before[1]];
     if (drag === 'pinch') pinch(event, before);
     else if (drag === 'pan') plane.pan(dx, dy);
-    else if (drag === 'window') page.moveWindow(dy / PIXELS_OF_WINDOW, dx / PIXELS_OF_WINDOW);
+    else if (drag === 'window') display.moveWindow(dy / PIXELS_OF_WINDOW, dx / PIXELS_OF_WINDOW);
     else if (drag === 'tool') tools.move(plane, x, y);
-    page.hover(plane.voxelAt(x, y));
-    page.redraw();
+    display.hover(plane.voxelAt(x, y));
+    display.redraw();
   };
 
   const end = (event) => {
@@ -82,11 +80,11 @@ export function listen(plane, page) {
     drag = null;
     end(event);
   });
-  canvas.addEventListener('pointerleave', () => page.hover(null));
+  canvas.addEventListener('pointerleave', () => display.hover(null));
   canvas.addEventListener('contextmenu', (event) => event.preventDefault());
   canvas.addEventListener('dblclick', () => {
     // With the other tools two quick clicks are two prompts.
-    if (tools.name === 'navigate') page.resetViews(plane);
+    if (tools.name === 'navigate') display.resetViews(plane);
   });
 
   canvas.addEventListener('wheel', (event) => {
@@ -95,15 +93,15 @@ export function listen(plane, page) {
     // Browsers report a pinch on a touchpad as a wheel with ctrl.
     if (event.ctrlKey) {
       plane.zoomAt(event.offsetX, event.offsetY, Math.exp(-Math.max(-50, Math.min(50, delta)) / 200));
-      page.redraw();
+      display.redraw();
       return;
     }
     // A notch of a mouse wheel is one slice; small moves of a touchpad add up to one.
     wheel = Math.abs(delta) >= WHEEL_STEP ? delta : wheel + delta;
     if (Math.abs(wheel) < WHEEL_STEP) return;
-    page.scroll(plane, -Math.sign(wheel));
+    display.scroll(plane, -Math.sign(wheel));
     wheel = 0;
-    if (drag === null && plane.holds(event.offsetX, event.offsetY)) page.hover(plane.voxelAt(event.offsetX, event.offsetY));
+    if (drag === null && plane.holds(event.offsetX, event.offsetY)) display.hover(plane.voxelAt(event.offsetX, event.offsetY));
   }, { passive: false });
 
   canvas.addEventListener('keydown', (event) => {
@@ -120,7 +118,7 @@ export function listen(plane, page) {
       PageUp: [normal, step],
       PageDown: [normal, -step],
     };
-    if (moves[event.key]) page.moveBy(...moves[event.key]);
+    if (moves[event.key]) display.moveBy(...moves[event.key]);
     else if (event.key === 'Enter') tools.enter(plane);
     else return;
     event.preventDefault();

@@ -3,7 +3,7 @@
 const extents = (bbox) => bbox.map(([low, high]) => high - low);
 
 // Clears in `rest`, a copy of the voxels of `mask`, those that `other` holds too, and returns how many they were.
-export function subtract(rest, mask, other) {
+function subtract(rest, mask, other) {
   if (!mask.bbox || !other?.bbox) return 0;
   const [a, b] = [mask.bbox, other.bbox];
   const shared = a.map(([low, high], axis) => [Math.max(low, b[axis][0]), Math.min(high, b[axis][1])]);
@@ -60,7 +60,7 @@ export function masksOfLabels(volume, [depth, height, width], labels) {
     }
   }
   const crop = (label, { low, high, voxels }) => {
-    if (!voxels) return { bbox: null, voxels, iou: null, data: new Uint8Array() };
+    if (!voxels) return { bbox: null, voxels, doubtful: false, data: new Uint8Array() };
     const bbox = low.map((start, axis) => [start, high[axis]]);
     const data = new Uint8Array(extents(bbox).reduce((product, extent) => product * extent, 1));
     let target = 0;
@@ -70,7 +70,7 @@ export function masksOfLabels(volume, [depth, height, width], labels) {
         for (let x = low[2]; x < high[2]; x += 1) data[target++] = Number(volume[row + x] === label);
       }
     }
-    return { bbox, voxels, iou: null, data };
+    return { bbox, voxels, doubtful: false, data };
   };
   return new Map([...found].map(([label, box]) => [label, crop(label, box)]));
 }

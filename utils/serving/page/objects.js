@@ -66,6 +66,12 @@ export class Objects {
     return { id, box: null, clicks: [], drawings: [], ...prompts };
   }
 
+  // changes: {name, visible} or one of them.
+  changeLooks(id, changes) {
+    Object.assign(this.looks.get(id), changes);
+    this.changed();
+  }
+
   add() {
     // An empty object is there already: no second one is needed.
     const empty = this.list.find((object) => !request(object, true));

@@ -2,13 +2,17 @@
 
 import { request } from './objects.js';
 
-const PROBABLY_WRONG = 0.5;
 const SPINNER_AFTER = 200;
 
 export const $ = (id) => document.getElementById(id);
 
 function make(tag, properties) {
   return Object.assign(document.createElement(tag), properties);
+}
+
+// entries: [[value, text]]
+export function fillSelect(select, entries) {
+  select.replaceChildren(...entries.map(([value, text]) => new Option(text, value)));
 }
 
 // Shows the objects; act: {select, rename, show, remove}, each called with the id of an object.
@@ -82,7 +86,7 @@ export function objectHint(object, mask, predictions) {
   if (!predictions.request(object)) return request(object, true) ? 'Drag an edge of the box in another plane.' : 'No prompt yet.';
   if (!mask || predictions.predicting === object.id) return '';
   if (!mask.bbox) return 'Nothing found: add a click (+).';
-  return mask.iou !== null && mask.iou < PROBABLY_WRONG ? 'Probably wrong: add a click.' : '';
+  return mask.doubtful ? 'Probably wrong: add a click.' : '';
 }
 
 // The next step, in words.

@@ -2,6 +2,7 @@
 
 import { boxesOf, flatAxis } from './objects.js';
 import { fillLabels, outlines } from './masks.js';
+import { opaque, paintHandle, paintMarker, Sheet, strokeTwice } from './paint.js';
 import { ENDS } from './scan.js';
 
 const AXES = {
@@ -15,8 +16,6 @@ const GAP = 14;
 const HANDLE_REACH = 9;
 const EDGE_REACH = 4;
 const FLAT = 18;
-const IN = '#fff';
-const OUT = '#ff5a4f';
 
 export class Plane {
   // model: {scan, view, layers, layersVersion, current, draft, handles} of the page, read at each draw.
@@ -212,14 +211,14 @@ export class Plane {
     const matrix = new DOMMatrix([column, 0, 0, row, left, top]);
     context.save();
     // Thin lines need more of their colour than areas.
-    context.globalAlpha = 0.5 + view.opacity / 2;
+    context.globalAlpha = 0.7 + 0.3 * view.opacity;
     context.lineCap = 'square';
     layers.forEach(({ id, colour, visible }, index) => {
       if (!visible) return;
       const path = new Path2D();
       path.addPath(this.paths[index + 1], matrix);
       context.strokeStyle = colour;
-      context.lineWidth = id === current?.id ? 2.5 : 1.5;
+      context.lineWidth = id === current?.id ? 3 : 2;
       context.stroke(path);
     });
     context.restore();
@@ -296,66 +295,4 @@ export class Plane {
       context.fillText(letter, x, y);
     }
   }
-}
-
-// Pixels of one slice, one for each voxel.
-class Sheet {
-  constructor(columns, rows) {
-    this.canvas = document.createElement('canvas');
-    this.canvas.width = columns;
-    this.canvas.height = rows;
-    this.context = this.canvas.getContext('2d');
-    this.data = this.context.createImageData(columns, rows);
-    this.pixels = new Uint32Array(this.data.data.buffer);
-    this.state = null;
-  }
-
-  put(state) {
-    this.context.putImageData(this.data, 0, 0);
-    this.state = state;
-  }
-}
-
-function opaque(colour) {
-  const [red, green, blue] = [1, 3, 5].map((start) => parseInt(colour.slice(start, start + 2), 16));
-  return (0xff000000 | (blue << 16) | (green << 8) | red) >>> 0;
-}
-
-// A dark line below keeps a bright one visible on any grey.
-function strokeTwice(context, path, label, dash) {
-  context.lineJoin = 'round';
-  context.lineWidth = 3.5;
-  context.strokeStyle = 'rgb(0 0 0 / 60%)';
-  context.stroke(path);
-  context.setLineDash(dash);
-  context.lineWidth = 1.5;
-  context.strokeStyle = label ? IN : OUT;
-  context.stroke(path);
-  context.setLineDash([]);
-}
-
-function paintHandle(context, { x, y }) {
-  context.beginPath();
-  context.arc(x, y, 4, 0, 2 * Math.PI);
-  context.fillStyle = IN;
-  context.fill();
-  context.lineWidth = 1;
-  context.strokeStyle = '#000';
-  context.stroke();
-}
-
-function paintMarker(context, [x, y], label) {
-  context.beginPath();
-  context.arc(x, y, 6.5, 0, 2 * Math.PI);
-  context.fillStyle = label ? IN : OUT;
-  context.fill();
-  context.lineWidth = 1.25;
-  context.strokeStyle = '#000';
-  context.stroke();
-  context.beginPath();
-  context.moveTo(x - 3.5, y);
-  context.lineTo(x + 3.5, y);
-  if (label) (context.moveTo(x, y - 3.5), context.lineTo(x, y + 3.5));
-  context.lineWidth = 2;
-  context.stroke();
 }

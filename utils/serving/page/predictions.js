@@ -6,7 +6,7 @@ import { losers } from './masks.js';
 const BYTES_KEPT = 400e6;
 // The same prompt would be refused again.
 const REFUSALS = new Set([400, 413]);
-const EMPTY = { bbox: null, voxels: 0, iou: null, data: new Uint8Array() };
+const EMPTY = { bbox: null, voxels: 0, doubtful: false, data: new Uint8Array() };
 
 export class Predictions {
   // segment(request) resolves to a mask, mayTake(object, others) to whether it may take voxels of the others.

@@ -33,7 +33,7 @@ function convertObject(object, convert) {
 }
 
 // grid: {shape, order, flipped} of the opened scan.
-export const objectToFile = (object, grid) => convertObject(object, (point) => pointToFile(point, grid));
+const objectToFile = (object, grid) => convertObject(object, (point) => pointToFile(point, grid));
 
 export const objectToPage = (object, grid) => convertObject(object, (point) => pointToPage(point, grid));
 

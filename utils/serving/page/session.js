@@ -46,8 +46,8 @@ export class Session {
     return meta;
   }
 
-  // files: [{name, file}]; progress(sent, all) is called after each.
-  async upload(files, progress) {
+  // files: [{name, file}], several of them called `series`; progress(sent, all) is called after each.
+  async upload(files, series, progress) {
     const bytes = files.reduce((sum, { file }) => sum + file.size, 0);
     await this.api.leased(async () => {
       const limit = this.api.lease.max_bytes;
@@ -56,7 +56,7 @@ export class Session {
       let sent = 0;
       const send = async (index) => {
         const { name, file } = files[index];
-        await this.api.send('/page/upload', { meta: { name, first: index === 0 }, body: file });
+        await this.api.send('/page/upload', { meta: { name, first: index === 0, series }, body: file });
         progress((sent += 1), files.length);
       };
       await send(0);
@@ -75,6 +75,12 @@ export class Session {
   async segment(object) {
     const response = await this.api.call('/page/segment', { json: { object } });
     return { ...metaOf(response), data: new Uint8Array(await response.arrayBuffer()) };
+  }
+
+  // Resolves to the voxel where a click may help most, or null.
+  async suggest(object) {
+    const response = await this.api.call('/page/suggest', { json: { object } });
+    return (await response.json()).voxel;
   }
 
   async loadLabels(file) {
