@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from segment_anything.adaptive import Geometry, ObjectRequest, RoiAnswer, RoiQuery, segment_objects
+from segment_anything.adaptive import (
+    Geometry,
+    ObjectRequest,
+    RoiAnswer,
+    RoiQuery,
+    begin_search,
+    segment_objects,
+)
 from segment_anything.batches import Batches
 from segment_anything.bounds import AdaptiveSettings, bounds_of
 from segment_anything.modeling.hybrid3D import DRAWING_CHANNELS
@@ -73,10 +80,6 @@ class _Cache:
         while self.size > self.limit and len(self.held) > 1:
             _, oldest = self.held.popitem(last=False)
             self.size -= _bytes_of(oldest)
-
-    def clear(self) -> None:
-        self.held.clear()
-        self.size = 0
 
 
 def _bytes_of(embedding: Embedding) -> int:
@@ -156,13 +159,13 @@ class SamPredictor3D:
         self.volume = volume if min(volume.strides) >= 0 else np.ascontiguousarray(volume)
         z, y, x = mm.tolist()
         self.spacing = (z, y, x)
-        self._cache.clear()
+        self._cache = _Cache(self._cache.limit)
         self._objects = {}
 
     def forget_image(self) -> None:
         """Hold no image and no objects any more."""
         self.volume = None
-        self._cache.clear()
+        self._cache = _Cache(self._cache.limit)
         self._objects = {}
 
     @property
@@ -287,10 +290,26 @@ class SamPredictor3D:
 
     def segment(self, requests: Sequence[ObjectRequest]) -> Iterator[Prediction]:
         """Segment objects, and hold none of them."""
-        geometry = Geometry(self.shape, self.spacing, self.model.img_size, self.model.mask_size)
         coming = iter(requests)
         while together := list(islice(coming, self.batches.size)):
-            yield from segment_objects(together, self._ask, geometry, self.settings)
+            yield from segment_objects(together, self._ask, self._geometry, self.settings)
+
+    def prepare(self, request: ObjectRequest) -> None:
+        """Encode the ROI of an object ahead, so that its next click mostly costs a decoder pass.
+
+        Another thread may do so while `set_image` is called, but not while objects are segmented.
+
+        Args:
+            request: Its prompts so far, and the mask that was found with them.
+        """
+        search = begin_search(request, self._geometry, self.settings)
+        if search is not None:
+            with torch.inference_mode(), autocast(self.model.device, self.precision):
+                self._embeddings([self._geometry.roi(search.bounds)])
+
+    @property
+    def _geometry(self) -> Geometry:
+        return Geometry(self.shape, self.spacing, self.model.img_size, self.model.mask_size)
 
     def replay(self, requests: Sequence[ObjectRequest]) -> Iterator[Prediction]:
         """Segment objects by their prompts one after the other, and hold none of them.
@@ -357,16 +376,20 @@ class SamPredictor3D:
 
     def _embeddings(self, rois: Sequence[Roi]) -> list[Embedding]:
         """The embedding of each ROI, computed where it is not held."""
-        found = {roi: held for roi in rois if (held := self._cache.get(roi)) is not None}
+        cache, image = (
+            self._cache,
+            self._image(),
+        )  # in this order, whatever `set_image` does meanwhile
+        found = {roi: held for roi in rois if (held := cache.get(roi)) is not None}
         missing = [roi for roi in dict.fromkeys(rois) if roi not in found]
         if missing:
-            crops = [normalise(crop_roi_averaged(self._image(), roi)) for roi in missing]
+            crops = [normalise(crop_roi_averaged(image, roi)) for roi in missing]
             images = torch.stack(crops)[:, None].to(self.model.device)
             for roi, embedding in zip(
                 missing, split_embedding(self.model.encode(images)), strict=True
             ):
                 found[roi] = embedding
-                self._cache.put(roi, embedding)
+                cache.put(roi, embedding)
         return [found[roi] for roi in rois]
 
     def _image(self) -> np.ndarray:

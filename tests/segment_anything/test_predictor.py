@@ -73,6 +73,40 @@ def test_a_click_costs_no_encoder_pass_while_the_roi_stands(predictor, encoded, 
     assert len(encoded) > 1
 
 
+def test_what_is_encoded_ahead_costs_the_next_click_nothing(predictor, encoded, contented):
+    first = predictor.predict(points=[(4, 5, 6)], labels=[1])
+    prompts = predictor._objects[1][-1].prompts
+    predictor.prepare(ObjectRequest(prompts, first.kept))
+    passes = len(encoded)
+    inside = np.argwhere(first.mask)[0]
+    prepared = predictor.predict(points=[inside], labels=[1])
+    assert len(encoded) == passes
+    predictor.undo()
+    predictor._cache.held.clear()
+    again = predictor.predict(points=[inside], labels=[1])
+    assert len(encoded) == passes + 1
+    np.testing.assert_array_equal(prepared.logits, again.logits)
+
+
+def test_what_is_encoded_ahead_of_another_image_is_not_used(predictor, image, monkeypatch):
+    """The image changes while the embedding is computed."""
+    first = predictor.predict(box=BOX)
+    request = ObjectRequest(predictor._objects[1][-1].prompts, first.kept)
+    predictor._cache.held.clear()
+    encode = predictor.model.encode
+
+    def slowly(crops):
+        embedding = encode(crops)
+        predictor.set_image(255 - image, SPACING)
+        return embedding
+
+    with monkeypatch.context() as patched:
+        patched.setattr(predictor.model, "encode", slowly)
+        predictor.prepare(request)
+    assert not predictor._cache.held
+    assert (predictor.predict(box=BOX).logits != first.logits).any()
+
+
 def test_prompts_add_up_and_are_those_of_one_call(predictor):
     predictor.predict(box=BOX)
     predictor.predict(points=[(4, 5, 6)], labels=[1])

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from utils.serving.ahead import ahead
 from utils.serving.browser import Page
 from utils.serving.gate import LEASE, META, Call, Gate, Handler, Kind
 from utils.serving.leases import Leases
@@ -215,7 +216,9 @@ class Server:
         if is_run:
             async with self.network:
                 change = await run_in_threadpool(call.session.predict)
-        return await run_in_threadpool(_changed, change)
+        answer = await run_in_threadpool(_changed, change)
+        answer.background = ahead(self.network, call.session)
+        return answer
 
 
 async def _no(request: Request, error: Exception) -> Response:

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from utils.serving.ahead import ahead
 from utils.serving.gate import LEASE, META, Call, Failure, Gate, Kind, plain
 from utils.serving.session import Refused
 from utils.serving.workspace import Workspace, sent_image
@@ -124,7 +125,9 @@ class Page:
         entry = call.json().get("object")
         async with self.network:
             prediction = await _work(call.session.segment, entry)
-        return _binary(*await _work(sent_image, prediction))
+        answer = _binary(*await _work(sent_image, prediction))
+        answer.background = ahead(self.network, call.session)
+        return answer
 
     async def suggest(self, call: Call[Workspace]) -> Response:
         entry = call.json().get("object")

@@ -193,6 +193,12 @@ class Session:
         self._states[-1] = State(prompts, mask)
         return self._show(mask)
 
+    def prepare(self) -> None:
+        """Do ahead what the next click is likely to need."""
+        state = self._states[-1]
+        if not state.is_pending and self.predictor.volume is not None:
+            self.predictor.prepare(ObjectRequest(state.prompts, state.mask))
+
     def undo(self) -> Change:
         """Take the last interaction back."""
         if len(self._states) < 2:

@@ -111,12 +111,13 @@ class Workspace:
         self._series = ""
         self._folder: tempfile.TemporaryDirectory | None = None  # goes with the workspace
         self._known: OrderedDict[tuple, Prediction] = OrderedDict()
+        self._last: ObjectRequest | None = None  # what the next click is likely to add to
         self._is_closed = False
 
     def close(self) -> None:
         """Stop what is worked on, hold nothing any more, and remove the files that were sent."""
         self._is_closed = True
-        self._scan, self._shown, self._labels = None, None, None
+        self._scan, self._shown, self._labels, self._last = None, None, None, None
         self._known.clear()
         self.predictor.forget_image()
         if self._folder is not None:
@@ -203,7 +204,7 @@ class Workspace:
         self.predictor.set_image(grey, scan.case.spacing)
         # Nothing can fail from here on: the scan before stays as it was until now.
         self._scan, self._shown, self._ending, self._stem = scan, seen, ending, stem
-        self._labels = None
+        self._labels, self._last = None, None
         self._known.clear()
         if self._is_closed:
             self.close()
@@ -320,7 +321,14 @@ class Workspace:
                 self._remember(key, prediction)
             mask = prediction.kept
         assert prediction is not None
+        self._last = ObjectRequest(steps[-1], mask)
         return prediction
+
+    def prepare(self) -> None:
+        """Do ahead what the next click on the object segmented last is likely to need."""
+        last, self._last = self._last, None
+        if last is not None and self._scan is not None:
+            self.predictor.prepare(last)
 
     def suggest(self, entry: Any) -> Index3 | None:
         """The voxel (z, y, x) to look at next of an object with these prompts; raises Refused."""
