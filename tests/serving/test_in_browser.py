@@ -257,6 +257,33 @@ def test_it_goes_to_where_it_is_unsure(page):
     playwright.expect(page.locator("#status")).to_contain_text("in the object?", timeout=WAIT)
 
 
+def test_by_fingers(chromium, url):
+    context = chromium.new_context(viewport={"width": 1180, "height": 820}, has_touch=True)
+    page = context.new_page()
+    page.goto(f"{url}/#key={KEY}")
+    ready(page)
+    page.locator("#tool-plus").tap()
+    fingers = context.new_cdp_session(page)
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        told = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)]
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": told})
+
+    x, y = at(page, "axial", 20, 18)
+    width = page.get_attribute("#plane-axial", "data-column")
+    touch("touchStart", (x, y))
+    touch("touchStart", (x, y), (x + 40, y))
+    touch("touchMove", (x - 60, y), (x + 100, y))
+    touch("touchEnd")
+    ready(page)
+    assert float(page.get_attribute("#plane-axial", "data-column")) > float(width)
+    assert page.locator("#object-list li").count() == 0  # a pinch gives no prompt
+    touch("touchStart", (x, y))
+    touch("touchEnd")
+    predicted(page)
+    context.close()
+
+
 def test_a_wrong_key_is_asked_for_again(chromium, url):
     page = chromium.new_page()
     page.goto(f"{url}/#key=wrong")

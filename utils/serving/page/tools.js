@@ -43,10 +43,10 @@ export class Tools {
     this.place(plane, voxel);
   }
 
-  // Begins the prompt of the tool at a voxel, or gives it where it is a click.
+  // Begins the prompt of the tool at a voxel. A click is given when the pointer is released: a second finger may make it a pinch.
   place(plane, voxel) {
     const { label } = this;
-    if (this.name === 'plus' || this.name === 'minus') this.page.objects.click(voxel, Number(this.name === 'plus'));
+    if (this.name === 'plus' || this.name === 'minus') this.draft = { kind: 'click', plane, voxel, label: Number(this.name === 'plus') };
     else if (this.name === 'navigate') this.draft = { kind: 'navigate', plane };
     else if (this.name === 'box') this.draft = { kind: 'box', plane, from: voxel, box: between(voxel, voxel), label };
     else this.draft = { kind: this.name, plane, points: [voxel], label };
@@ -67,6 +67,7 @@ export class Tools {
     const { draft } = this;
     if (draft.kind === 'navigate') this.page.moveTo(voxel);
     else if (draft.kind === 'box') draft.box = between(draft.from, voxel);
+    else if (draft.kind === 'click') return;
     else if (String(draft.points.at(-1)) !== String(voxel)) draft.points.push(voxel);
     this.page.redraw();
   }
@@ -80,6 +81,8 @@ export class Tools {
       if (String(draft.box) !== String(draft.edge.target.box)) objects.moveBox(draft.edge.target, draft.box);
     } else if (draft.kind === 'box') {
       this.finishBox(draft);
+    } else if (draft.kind === 'click') {
+      objects.click(draft.voxel, draft.label);
     } else if (draft.kind === 'scribble') {
       objects.draw({ scribble: draft.points, label: draft.label });
     } else if (draft.kind === 'lasso') {
@@ -113,7 +116,8 @@ export class Tools {
     const voxel = this.page.view.crosshair;
     if (this.draft) this.release();
     else if (this.name !== 'navigate') this.place(plane, voxel);
-    if (this.draft) this.draft.byKeys = true;
+    if (this.draft?.kind === 'click') this.release();
+    else if (this.draft) this.draft.byKeys = true;
     this.page.redraw();
   }
 
