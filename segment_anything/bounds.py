@@ -130,7 +130,7 @@ def choose_bounds(
     Returns:
         Round the box, `roi_factor` times as large. Without one, round the first foreground click
         at `roi_spacing`, but with no side longer than the volume's, or round what is drawn on in
-        the object, as deep as it is wide; and once there is a mask, round mask and foreground.
+        the object, as deep as it is narrow; and once there is a mask, round mask and foreground.
         Expanded so that the mask, all clicks and all drawings are inside. None where there is
         neither box, nor mask, nor foreground.
     """
@@ -161,8 +161,8 @@ def choose_bounds(
 def deepened(drawing: Drawing, spacing: Sequence[float]) -> np.ndarray:
     """Bounds of what a drawing says of its object's size.
 
-    Those of the drawing, but where it lies in a slice at least as deep in mm as the geometric mean
-    of its sides in the slice: objects are mostly about as deep as they are wide.
+    Those of the drawing, but where it lies in a slice at least as deep in mm as its shorter side in
+    the slice: that fits objects best (bench/bench_prompts.py --depths).
     """
     bounds, mm = drawing.bounds, np.asarray(spacing)
     sides = (bounds[1] - bounds[0]) * mm
@@ -170,8 +170,7 @@ def deepened(drawing: Drawing, spacing: Sequence[float]) -> np.ndarray:
     if len(flat) != 1:
         return bounds
     (axis,) = flat
-    depth = np.sqrt(np.prod(np.delete(sides, axis)))
-    sides[axis] = max(sides[axis], depth)
+    sides[axis] = max(sides[axis], np.delete(sides, axis).min())
     return bounds.mean(axis=0) + np.outer([-0.5, 0.5], sides / mm)
 
 

@@ -213,13 +213,13 @@ def drawing(shape, start=(100, 150, 200), is_region=True, is_foreground=True) ->
     return Drawing(start, np.ones(shape, bool), is_region, is_foreground)
 
 
-def test_a_slice_is_looked_at_as_deep_as_it_is_wide():
-    """In mm: 20 x 1 mm by 80 x 0.5 mm are 28.3 mm deep, of 3 mm each."""
+def test_a_slice_is_looked_at_as_deep_as_its_shorter_side():
+    """In mm: 20 x 1 mm by 80 x 0.5 mm are 20 mm deep, of 3 mm each."""
     low, high = bounds_of_prompts(drawing((1, 20, 80)))
-    np.testing.assert_allclose(high - low, np.array([800**0.5 / 3, 20, 80]) * TAKES.roi_factor)
+    np.testing.assert_allclose(high - low, np.array([20 / 3, 20, 80]) * TAKES.roi_factor)
     np.testing.assert_allclose((low + high) / 2, [100.5, 160, 240])
     low, high = bounds_of_prompts(drawing((30, 40, 1)))  # 90 mm by 40 mm
-    np.testing.assert_allclose(high - low, np.array([30, 40, 3600**0.5 / 0.5]) * TAKES.roi_factor)
+    np.testing.assert_allclose(high - low, np.array([30, 40, 40 / 0.5]) * TAKES.roi_factor)
 
 
 def test_a_line_is_looked_at_no_closer_than_a_click():
