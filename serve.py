@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from segment_anything import __version__
 from utils.formats.intensity import CT_WINDOWS, parse_window
-from utils.inference.published import SMALL, SMALL_DRAWINGS
+from utils.inference.published import SMALL
 from utils.options import int_from
 
 SAMPLE = Path(__file__).resolve().parent / "inputs" / "MR_Brain_colin27.npz"
@@ -61,8 +61,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        default=Path(__file__).resolve().with_name("ckpt") / SMALL_DRAWINGS,
-        help=f"default: ckpt/{SMALL_DRAWINGS}, which takes whatever people draw in viewers",
+        default=Path(__file__).resolve().with_name("ckpt") / SMALL,
+        help=f"default: ckpt/{SMALL}, which takes whatever people draw in viewers",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
@@ -124,7 +124,7 @@ def main(args: argparse.Namespace) -> int:
         log,
         draws=settings.drawings,
         size=model.img_size,
-        licence="Apache-2.0" if checkpoint.path.name in (SMALL, SMALL_DRAWINGS) else "",
+        licence="Apache-2.0" if checkpoint.path.name == SMALL else "",
     )
     workspaces = Leases(
         lambda: Workspace(model, settings, args.precision, given, max_bytes, args.window),

@@ -1,6 +1,6 @@
 """What a user of the page waits for, in Chromium: redraws a second, and masks after prompts.
 
-    python bench/bench_page.py --checkpoint ckpt/sam_med3d_small_drawings.safetensors
+    python bench/bench_page.py --checkpoint ckpt/sam_med3d_small.safetensors
 
 Opens the sample case of a brain, interpolated to a volume of `--shape`, as int16; drags a box round
 each of its structures in their middle slices and clicks in it; then moves through the slices of

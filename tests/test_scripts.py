@@ -44,7 +44,7 @@ from utils.evaluation.report.folder import Folder
 from utils.evaluation.report.results import collect, write_segs
 from utils.evaluation.report.slices import cut_slices
 from utils.formats.case import read_case, read_labelled_case
-from utils.inference.published import SMALL_DRAWINGS
+from utils.inference.published import SMALL
 from utils.runtime.memory import peak_gb
 
 SCRIPTS = [
@@ -197,7 +197,7 @@ def test_each_kind_of_prompt_is_played(run, labelled, small_checkpoint):
     options = ("--cases", labelled, "--checkpoint", small_checkpoint)
     (kinds,) = run(bench_prompts, *options)
     assert [row[0] for row in kinds] == ["box of the object", "one click"]  # it knows no others
-    options = ("--cases", labelled, "--checkpoint", ROOT / "ckpt" / SMALL_DRAWINGS, "--depths")
+    options = ("--cases", labelled, "--checkpoint", ROOT / "ckpt" / SMALL, "--depths")
     depths, kinds = run(bench_prompts, *options)
     assert [row[1] for row in depths] == ["2"] * 3
     assert [float(row[4]) for row in depths] == sorted((float(r[4]) for r in depths), reverse=True)

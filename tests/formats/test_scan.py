@@ -309,7 +309,10 @@ def test_a_prompt_file(tmp_path):
         ('{"objects": [{"clicks": [[1, 2, 3, 2]]}]}', "click of object 1: expected 1 .* got 2"),
         ('{"objects": [{"clicks": 3}]}', "clicks of object 1: expected a list, got 3"),
         ('{"objects": [{"box": null, "box": 3}]}', "expected each key once, got box, box"),
-        ('{"objects": [{"clicks": [[1, 2, 3, ' + 400 * "9" + "]]}]}", "int too large to convert"),
+        (
+            '{"objects": [{"clicks": [[1, 2, 3, ' + 400 * "9" + "]]}]}",
+            "click of object 1: expected 4 numbers",
+        ),
         ('{"objects": [3]}', "object 1: expected a JSON object, got int"),
         ('{"objects": [{}], "overlap": "last"}', "overlap: expected one of highest, first, got"),
         ('{"objects": [{}], "labels": "../a.nii"}', "labels: expected the name of a file beside"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import ROOT, SHAPE, SPACING
+from conftest import SHAPE, SPACING, TINY_HYBRID
 from segment_anything.adaptive import ObjectRequest, drawings_in
 from segment_anything.bounds import AdaptiveSettings, choose_bounds
 from segment_anything.modeling.hybrid3D import DRAWING_CHANNELS, PROMPT_CHANNELS
@@ -14,7 +14,6 @@ from segment_anything.predictor3D import SamPredictor3D
 from segment_anything.prompts import Box, Click, Drawing, Prompts
 from segment_anything.roi import Roi
 from utils.inference.checkpoint import adaptive_settings, build_model, read_checkpoint
-from utils.inference.published import SMALL
 
 TAKES = AdaptiveSettings(drawings=True)
 IMAGE = np.random.default_rng(0).integers(1, 256, SHAPE, np.uint8)
@@ -106,8 +105,13 @@ def test_a_drawing_changes_the_mask_and_none_changes_nothing(tiny_hybrid):
         assert (changed - plain).abs().max() > 1e-3
 
 
-def test_a_file_from_before_drawings_sees_none_of_them():
-    checkpoint = read_checkpoint(ROOT / "ckpt" / SMALL)
+def test_a_file_from_before_drawings_sees_none_of_them(tiny_hybrid, tmp_path):
+    weights = tiny_hybrid.state_dict()
+    first = "mask_decoder.prompt_fine.weight"
+    weights[first] = weights[first][:, :4].clone()
+    content = {"model_state_dict": weights, "model_type": "hybrid_s", "model_args": TINY_HYBRID}
+    torch.save(content | {"policy": "adaptive", "policy_args": {}}, tmp_path / "old.pth")
+    checkpoint = read_checkpoint(tmp_path / "old.pth")
     model = build_model(checkpoint)
     weight = model.mask_decoder.prompt_fine.weight
     assert weight.shape[1] == PROMPT_CHANNELS and not weight[:, 4:].any() and weight[:, :4].any()

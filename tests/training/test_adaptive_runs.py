@@ -58,6 +58,8 @@ def test_a_checkpoint_says_how_it_is_to_be_used(finished):
         "roi_spacing": 1.5,
         "normalisation": "zscore",
         "drawings": True,
+        "iou_slope": 1.0,
+        "iou_intercept": 0.0,
     }
     assert 0 <= content_of(finished)["log"][-1]["val_DSC_Final"] <= 1
 

@@ -440,6 +440,7 @@ def test_where_no_mask_is_to_be_corrected_the_first_round_has_the_prompts_alone(
 def test_some_corrections_are_drawn_in_place_of_the_click(tmp_path, monkeypatch):
     """They add up; the click of the round is padding then."""
     step, batch = step_and_batch(tmp_path, **DRAWS)
+    batch.start.drawings.zero_()  # what is drawn already would not be seen to be added
     draws = batch.draws.unflatten(1, (ADAPTIVE_ROUNDS, -1))
     draws[:, :, 2] = 0.99  # clicks, but for a lasso and a scribble
     draws[0, 2, 2], draws[1, 3, 2] = 0.0, drawings.LASSOED + 0.01

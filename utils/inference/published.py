@@ -19,8 +19,7 @@ FORMER_NAMES = {"sam_med3d_turbo_bbox_cvpr.pth": "sam_med3d_turbo_cvpr_coreset.p
 
 # The one that comes with the repository; ckpt/README.md is its model card.
 SMALL = "sam_med3d_small.safetensors"
-SMALL_DRAWINGS = "sam_med3d_small_drawings.safetensors"  # takes drawings; the server's
-SMALL_SHA256 = "7820887f9a04c2d17d7ef74e1d0d8b2770e3cec4546942a50b174c30138841ce"
+SMALL_SHA256 = "991bac5cf7d62888d4a3488d9cc774f49efff7e94da2ca5fb8ebb5bc37f41998"
 
 # What is used of a folder without --checkpoint: the first of these that exists. Those fine-tuned
 # on the challenge's data come first, the one that comes with the repository last.
