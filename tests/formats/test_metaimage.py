@@ -35,7 +35,8 @@ def test_other_words_for_the_same(tmp_path):
     values = np.arange(60, dtype=">i2").reshape(SIDES)
     header = """ObjectType = Image
 NDims = 3
-ElementByteOrderMSB = True
+BinaryData = T
+ElementByteOrderMSB = 1
 Position = 1 2 3
 Orientation = 0 1 0 1 0 0 0 0 1
 ElementSize = 2 3 4

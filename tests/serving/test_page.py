@@ -23,7 +23,8 @@ from utils.serving.browser import Page
 from utils.serving.gate import Gate
 from utils.serving.leases import Leases
 from utils.serving.session import Refused, Session
-from utils.serving.workspace import MAX_NAME, Workspace, safe_name, shown
+from utils.serving.shown import shown
+from utils.serving.workspace import MAX_NAME, Workspace, safe_name
 
 KEY = "a key"
 SETTINGS = AdaptiveSettings(drawings=True)

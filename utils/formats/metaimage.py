@@ -25,6 +25,7 @@ ORIGIN = ("Offset", "Position", "Origin")
 DIRECTION = ("TransformMatrix", "Rotation", "Orientation")
 SPACING = ("ElementSpacing", "ElementSize")
 BIG_ENDIAN = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
+FLAGS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 # What would make the values others than those that are stored.
 PLAIN = {
     "HeaderSize": 0.0,
@@ -109,10 +110,10 @@ def _numbers(header: dict[str, str], names: tuple[str, ...], default: list[float
 def _flag(header: dict[str, str], names: tuple[str, ...], default: bool) -> bool:
     for name in names:
         value = header.get(name, str(default)).lower()
-        if value not in ("true", "false"):
+        if value not in FLAGS:
             raise ValueError(f"expected {name} as True or False, got {value[:50]!r}")
         if name in header:
-            return value == "true"
+            return FLAGS[value]
     return default
 
 

@@ -6,11 +6,10 @@ alone, as that of infer.py does. What was predicted for fewer of them is remembe
 
 import hashlib
 import json
-import math
 import re
 import tempfile
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from utils.formats.intensity import CT_WINDOWS, LOOKS_LIKE_HU, parse_window, to_
 from utils.formats.scan import Grid, Scan, place, read_values, turn_of, write_labels
 from utils.formats.scan_prompts import SCAN_ENDINGS, ending_of, parse_object, stem_of
 from utils.serving.session import Refused
+from utils.serving.shown import Shown, shown
 
 NPZ = ".npz"
 MAX_FILES = 10_000  # of a DICOM series
@@ -38,44 +38,6 @@ MAX_NAME = 200  # bytes of a file's name that are kept
 MAX_PROMPTS = 100  # of an object: each may ask the network once more
 REMEMBERED = 2**29  # bytes of predictions
 CLOSED = "the session has ended"
-SHOWN = (0.5, 99.5)  # percentiles that are black and white at first
-SAMPLED = 2_000_000  # voxels that they are taken of, about
-
-
-@dataclass(frozen=True)
-class Shown:
-    """The volume as the browser gets it: value = stored * slope + intercept.
-
-    Attributes:
-        stored: (D, H, W) uint8 or int16.
-        slope: Of the values.
-        intercept: Of the values.
-        levels: Values that are black and white at first.
-    """
-
-    stored: np.ndarray
-    slope: float
-    intercept: float
-    levels: tuple[float, float]
-
-
-def shown(values: np.ndarray) -> Shown:
-    """A volume of any values, as they are where 16 bits hold them, else rounded to 16 bits."""
-    step = max(1, round((values.size / SAMPLED) ** (1 / 3)))
-    low, high = np.percentile(values[::step, ::step, ::step], SHOWN).tolist()
-    levels = (low, high) if low < high else (low, low + 1)
-    if values.dtype == np.uint8:
-        return Shown(values.copy(), 1.0, 0.0, levels)
-    least, most = float(values.min()), float(values.max())
-    if not math.isfinite(most - least):
-        raise ValueError(f"expected values of a range that is finite, got {least:g} to {most:g}")
-    if values.dtype.kind in "iu" and -(2**15) <= least and most < 2**15:
-        return Shown(values.astype("<i2"), 1.0, 0.0, levels)
-    slope = (most - least) / (2**16 - 1) or 1.0
-    stored = np.empty(values.shape, "<i2")
-    for plane, out in zip(values, stored, strict=True):
-        out[:] = np.rint((plane.astype(np.float64) - least) / slope) - 2**15
-    return Shown(stored, slope, least + 2**15 * slope, levels)
 
 
 class Workspace:
