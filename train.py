@@ -247,7 +247,8 @@ def build_state(
     settings = AdaptiveSettings(given.roi_factor, given.roi_spacing, given.normalisation)
     named = {key: getattr(args, key) for key in ("roi_factor", "roi_spacing")}
     settings = replace(settings, **{k: v for k, v in named.items() if v is not None})
-    settings = replace(settings, drawings=policy == "adaptive" and model.draws_prompts)
+    if policy == "adaptive":
+        settings = replace(settings, drawings=model.draws_prompts, clipped=True)
     state = TrainState(
         model, model_type, model_args, optimizer, scheduler, scaler, policy, settings
     )

@@ -31,6 +31,7 @@ class AdaptiveSettings:
         roi_spacing: Side of the ROI's voxels in mm, where there are only clicks.
         normalisation: The ROI's; `zscore` is `segment_anything.roi.normalise`.
         drawings: Whether scribbles, lassos and boxes in a slice were among the prompts.
+        clipped: Whether a ROI ends where the volume does, as far as that makes its voxels finer.
         iou_slope, iou_intercept: The straight line that makes estimates of the IoU true on average,
             found afterwards (bench/bench_quality.py).
     """
@@ -39,6 +40,7 @@ class AdaptiveSettings:
     roi_spacing: float = ROI_SPACING
     normalisation: str = "zscore"
     drawings: bool = False
+    clipped: bool = False
     iou_slope: float = 1.0
     iou_intercept: float = 0.0
 
@@ -49,8 +51,10 @@ class AdaptiveSettings:
                 raise ValueError(f"expected {name} as a number above 0, got {value!r}")
         if self.normalisation != "zscore":
             raise ValueError(f"expected the normalisation zscore, got {self.normalisation!r}")
-        if not isinstance(self.drawings, bool):
-            raise ValueError(f"expected drawings as True or False, got {self.drawings!r}")
+        for name in ("drawings", "clipped"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ValueError(f"expected {name} as True or False, got {value!r}")
         for name in ("iou_slope", "iou_intercept"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not -10 < value < 10:
@@ -78,6 +82,19 @@ def around(core: np.ndarray, factor: float, least: np.ndarray | float = 0.0) -> 
 def union(*parts: np.ndarray) -> np.ndarray:
     """The smallest bounds that hold all of these."""
     return np.stack([np.min([p[0] for p in parts], 0), np.max([p[1] for p in parts], 0)])
+
+
+def clip(bounds: np.ndarray, shape: Index3, size: int) -> np.ndarray:
+    """Bounds with no more than a margin beyond the volume.
+
+    But a side of more than `size` voxels of the volume keeps so many, and a shorter one stays:
+    nothing is won where the ROI's voxels are finer than the volume's.
+    """
+    side = bounds[1] - bounds[0]
+    margin = MARGIN * side
+    beyond = np.stack([-margin - bounds[0], bounds[1] - margin - shape]).clip(min=0)
+    spare = (side - size).clip(min=0) / beyond.sum(axis=0).clip(min=1e-9)
+    return bounds + beyond * spare.clip(max=1) * [[1.0], [-1.0]]
 
 
 def expand(base: np.ndarray, needed: np.ndarray) -> np.ndarray:
@@ -131,8 +148,8 @@ def choose_bounds(
         Round the box, `roi_factor` times as large. Without one, round the first foreground click
         at `roi_spacing`, but with no side longer than the volume's, or round what is drawn on in
         the object, as deep as it is narrow; and once there is a mask, round mask and foreground.
-        Expanded so that the mask, all clicks and all drawings are inside. None where there is
-        neither box, nor mask, nor foreground.
+        Clipped to the volume, if so trained, and then expanded so that the mask, all clicks and all
+        drawings are inside. None where there is neither box, nor mask, nor foreground.
     """
     points = [
         (click.is_foreground, np.add.outer([0.0, 1.0], click.point)) for click in prompts.clicks
@@ -153,6 +170,8 @@ def choose_bounds(
         base = around(found[0], 1.0, clicked)
     else:
         return None
+    if settings.clipped:
+        base = clip(base, shape, size)
     needed = [point for _, point in points] + [drawing.bounds for drawing in prompts.drawings]
     needed += [] if kept is None else [kept]
     return expand(base, union(*needed)) if needed else base

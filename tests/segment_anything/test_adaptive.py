@@ -47,6 +47,20 @@ def test_no_side_of_a_roi_has_less_than_8_voxels():
     np.testing.assert_allclose((high + low) / 2, (20.5, 40, 42))
 
 
+def test_a_clipped_roi_ends_where_the_volume_does():
+    """But along z it stays, where its voxels are finer than the volume's."""
+    box, settings = box_of((50, 20, 10), (60, 44, 70)), AdaptiveSettings(2.0, clipped=True)
+    shape = (60, 50, 120)
+    low, high = bounds_for(Prompts(box), shape=shape, settings=settings)
+    np.testing.assert_allclose(low, (45, 8, -120 / 16))
+    np.testing.assert_allclose(high, (65, 53, 100))
+    wide = bounds_for(Prompts(box), shape=shape, settings=AdaptiveSettings(2.0))
+    assert (low >= wide[0]).all() and (high <= wide[1]).all()
+    kept = np.array([[45, 0, 0], [60, 50, 120]], float)
+    low, high = bounds_for(Prompts(box), kept, shape, settings=settings)
+    assert (low < kept[0]).all() and (high > kept[1]).all()
+
+
 def test_a_first_click_has_a_roi_of_the_spacing_round_it():
     settings = AdaptiveSettings(roi_spacing=1.25)
     low, high = bounds_for(Prompts(None, (Click((20, 40, 60), True),)), settings=settings)

@@ -52,12 +52,13 @@ def finished(tmp_path_factory, weights):
 def test_a_checkpoint_says_how_it_is_to_be_used(finished):
     checkpoint = read_checkpoint(finished / "run/sam_model_latest.pth")
     assert checkpoint.policy == "adaptive" and checkpoint.model_type == "hybrid_s"
-    assert adaptive_settings(checkpoint) == AdaptiveSettings(roi_factor=1.6, drawings=True)
+    assert adaptive_settings(checkpoint) == AdaptiveSettings(1.6, drawings=True, clipped=True)
     assert checkpoint.model_args["img_size"] == 32 and checkpoint.policy_args == {
         "roi_factor": 1.6,
         "roi_spacing": 1.5,
         "normalisation": "zscore",
         "drawings": True,
+        "clipped": True,
         "iou_slope": 1.0,
         "iou_intercept": 0.0,
     }
@@ -77,7 +78,7 @@ def test_a_run_goes_on_to_the_same_losses_with_its_settings(finished, weights, t
     result = train(begun, data, tmp_path / "more", *plain, "--roi_spacing=2")
     assert result.returncode == 0, result.stderr
     checkpoint = read_checkpoint(tmp_path / "more/run/sam_model_latest.pth")
-    assert adaptive_settings(checkpoint) == AdaptiveSettings(1.6, 2.0, drawings=True)
+    assert adaptive_settings(checkpoint) == AdaptiveSettings(1.6, 2.0, drawings=True, clipped=True)
 
 
 def test_a_run_of_another_recipe_is_not_resumed(finished, weights):
@@ -145,7 +146,8 @@ def test_two_processes_train_as_one_with_the_double_batch(weights, tmp_path):
     options = (*OPTIONS, "--multi_gpu", "--gpu_ids", "0", "1")
     result = train_in_own_process(weights, data, two, *options)
     assert result.returncode == 0, result.stderr
-    np.testing.assert_allclose(numbers(two), numbers(one), rtol=1e-4)
+    # The dice is of voxels, of which rounding may turn one.
+    np.testing.assert_allclose(numbers(two), numbers(one), rtol=1e-3)
 
 
 def test_cases_prepared_for_the_published_recipe_stop_a_run(weights, tmp_path):
