@@ -85,10 +85,15 @@ def union(*parts: np.ndarray) -> np.ndarray:
 
 
 def clip(bounds: np.ndarray, shape: Index3, size: int) -> np.ndarray:
-    """Bounds with no more than a margin beyond the volume.
+    """Bounds with no more than a margin beyond the volume, so that a ROI of `size` voxels is finer.
 
-    But a side of more than `size` voxels of the volume keeps so many, and a shorter one stays:
-    nothing is won where the ROI's voxels are finer than the volume's.
+    No side becomes shorter than `size` voxels of the volume, from where on a ROI shows no more, and
+    those that are shorter stay.
+
+    Args:
+        bounds: (2, 3), in voxels of the volume.
+        shape: (D, H, W) of the volume.
+        size: Voxels along the side of the ROI.
     """
     side = bounds[1] - bounds[0]
     margin = MARGIN * side
