@@ -248,7 +248,7 @@ def build_state(
     named = {key: getattr(args, key) for key in ("roi_factor", "roi_spacing")}
     settings = replace(settings, **{k: v for k, v in named.items() if v is not None})
     if policy == "adaptive":
-        settings = replace(settings, drawings=model.draws_prompts, clipped=True)
+        settings = replace(settings, drawings=model.draws_prompts, clipped=True, second_look=True)
     state = TrainState(
         model, model_type, model_args, optimizer, scheduler, scaler, policy, settings
     )

@@ -3,8 +3,8 @@
 `segment_objects` is the method. It knows no network and no file: what answers it is an argument.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -151,7 +151,8 @@ class Search:
 
     Attributes:
         prompts: Of several clicks on a voxel, the newest alone.
-        previous: The mask before them; None where there is none, or an empty one.
+        previous: The mask before them, or of the first look; None where there is none, or an empty
+            one.
         bounds: (2, 3) edges of the ROI in voxels of the volume.
         step: (3,) voxels by which an expansion moves a side of the ROI outwards.
         unchecked: The clicks that may turn out not to be obeyed.
@@ -183,6 +184,10 @@ class Search:
         mask = render(self.patches, positions) > MASK_THRESHOLD
         return query_of(self.prompts, roi, mask)
 
+    def found(self, geometry: Geometry) -> Mask:
+        """The object as it was found so far."""
+        return assemble(self.patches, geometry.shape, self.iou).kept
+
     @property
     def cut_faces(self) -> np.ndarray:
         """(2, 3) bool: the faces of the ROI at which it cuts the mask."""
@@ -205,9 +210,10 @@ def segment_objects(
 ) -> list[Prediction]:
     """Segment objects together, by asking the network.
 
-    First each object as a whole on one ROI; then on a larger one while its mask touches the border;
-    then on a refinement crop round each click that was not obeyed, one after the other, since the
-    mask prompt of a crop is what the crops before it found.
+    First each object as a whole on one ROI; where there is no mask before, and if so trained, once
+    more with what was found as mask prompt, on the ROI that it asks for; then on a larger one while
+    its mask touches the border; then on a refinement crop round each click that was not obeyed, one
+    after the other, since the mask prompt of a crop is what the crops before it found.
 
     Args:
         requests: The objects.
@@ -215,10 +221,18 @@ def segment_objects(
         geometry: The volume's grid and the network's sizes.
         settings: Those that the network was trained with.
     """
-    searches = [begin_search(request, geometry, settings) for request in requests]
-    asked = [search for search in searches if search is not None]
-
-    ask_for_whole(asked, ask, geometry)
+    searches = begin_searches(dict(enumerate(requests)), geometry, settings)
+    ask_for_whole(searches.values(), ask, geometry)
+    if settings.second_look:
+        found = {i: s.found(geometry) for i, s in searches.items() if s.previous is None}
+        again = begin_searches(
+            {i: replace(requests[i], previous=m) for i, m in found.items() if m.bounds is not None},
+            geometry,
+            settings,
+        )
+        ask_for_whole(again.values(), ask, geometry)
+        searches |= again
+    asked = list(searches.values())
     for _ in range(MAX_EXPANSIONS):
         cut = [search for search in asked if search.cut_faces.any()]
         for search in cut:
@@ -229,11 +243,19 @@ def segment_objects(
         ask_for_refinements(clicked, ask, geometry)
 
     return [
-        left_alone(request, geometry.shape)
-        if search is None
-        else assemble(search.patches, geometry.shape, settings.true_iou(search.iou))
-        for request, search in zip(requests, searches, strict=True)
+        assemble(searches[i].patches, geometry.shape, settings.true_iou(searches[i].iou))
+        if i in searches
+        else left_alone(request, geometry.shape)
+        for i, request in enumerate(requests)
     ]
+
+
+def begin_searches(
+    requests: Mapping[int, ObjectRequest], geometry: Geometry, settings: AdaptiveSettings
+) -> dict[int, Search]:
+    """Where to look for each object about which there is something to ask."""
+    begun = {i: begin_search(request, geometry, settings) for i, request in requests.items()}
+    return {i: search for i, search in begun.items() if search is not None}
 
 
 def begin_search(
@@ -251,7 +273,7 @@ def begin_search(
     return Search(prompts, begun, bounds, step, iter(prompts.clicks))
 
 
-def ask_for_whole(searches: Sequence[Search], ask: Ask, geometry: Geometry) -> None:
+def ask_for_whole(searches: Collection[Search], ask: Ask, geometry: Geometry) -> None:
     queries = [search.whole_query(geometry) for search in searches]
     for search, query, answer in zip(searches, queries, ask(queries), strict=True):
         search.patches = [Patch(geometry.mask_roi(query.roi), answer.logits)]

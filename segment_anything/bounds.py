@@ -32,6 +32,7 @@ class AdaptiveSettings:
         normalisation: The ROI's; `zscore` is `segment_anything.roi.normalise`.
         drawings: Whether scribbles, lassos and boxes in a slice were among the prompts.
         clipped: Whether a ROI ends where the volume does, as far as that makes its voxels finer.
+        second_look: Whether the first answer about an object is a mask prompt for a second one.
         iou_slope, iou_intercept: The straight line that makes estimates of the IoU true on average,
             found afterwards (bench/bench_quality.py).
     """
@@ -41,6 +42,7 @@ class AdaptiveSettings:
     normalisation: str = "zscore"
     drawings: bool = False
     clipped: bool = False
+    second_look: bool = False
     iou_slope: float = 1.0
     iou_intercept: float = 0.0
 
@@ -51,7 +53,7 @@ class AdaptiveSettings:
                 raise ValueError(f"expected {name} as a number above 0, got {value!r}")
         if self.normalisation != "zscore":
             raise ValueError(f"expected the normalisation zscore, got {self.normalisation!r}")
-        for name in ("drawings", "clipped"):
+        for name in ("drawings", "clipped", "second_look"):
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise ValueError(f"expected {name} as True or False, got {value!r}")

@@ -199,14 +199,14 @@ def test_a_refinement_crop_counts_in_its_middle_and_fades_towards_its_border():
 class Oracle:
     """Answers queries with the truth on their ROI, and notes them."""
 
-    def __init__(self, truth):
-        self.truth, self.queries = truth.astype(np.uint8), []
+    def __init__(self, truth, settings=SETTINGS):
+        self.truth, self.queries, self.settings = truth.astype(np.uint8), [], settings
 
     def play(self, prompts, previous=None, spacing=THICK):
         shape = self.truth.shape
         request = ObjectRequest(prompts, previous)
         geometry = Geometry(shape, spacing, SIZE, MASK_SIZE)
-        (prediction,) = segment_objects([request], self.ask, geometry, SETTINGS)
+        (prediction,) = segment_objects([request], self.ask, geometry, self.settings)
         return prediction
 
     def ask(self, queries):
@@ -295,7 +295,11 @@ def test_a_click_that_is_not_obeyed_is_asked_again_from_nearby():
     assert len(oracle.queries[1].points) == 3 and oracle.queries[1].mask.all()
 
 
-def test_objects_are_asked_together_in_each_phase():
+@pytest.mark.parametrize(
+    "settings, phases",
+    [(SETTINGS, [3, 1, 1, 2, 1]), (AdaptiveSettings(second_look=True), [3, 3, 1, 1, 2, 1])],
+)
+def test_objects_are_asked_together_in_each_phase(settings, phases):
     """Whichever of their clicks is not obeyed, and whether their ROI is expanded."""
     truth = ellipsoid((30, 45, 60), (20.4, 30.4, 50.4))
     inside, outside = Click((30, 45, 60), True), Click((0, 0, 0), False)
@@ -315,18 +319,19 @@ def test_objects_are_asked_together_in_each_phase():
         return oracle.ask(queries)
 
     geometry = Geometry(VOLUME, THICK, SIZE, MASK_SIZE)
-    together = segment_objects(requests, ask, geometry, SETTINGS)
-    assert [n for n in asked if n] == [3, 1, 1, 2, 1]
+    together = segment_objects(requests, ask, geometry, settings)
+    assert [n for n in asked if n] == phases
     for request, prediction in zip(requests, together, strict=True):
-        (alone,) = segment_objects([request], oracle.ask, geometry, SETTINGS)
+        (alone,) = segment_objects([request], oracle.ask, geometry, settings)
         np.testing.assert_array_equal(prediction.logits, alone.logits)
 
 
 class Fixed(Oracle):
     """Answers with the same logits."""
 
-    def __init__(self, logits):
-        self.queries, self.logits, self.truth = [], logits, np.zeros(VOLUME)
+    def __init__(self, logits, settings=SETTINGS):
+        super().__init__(np.zeros(VOLUME), settings)
+        self.logits = logits
 
     def answer(self, query):
         return self.logits
@@ -363,6 +368,36 @@ def test_the_mask_before_is_the_mask_prompt():
     np.testing.assert_array_equal(query.mask, crop_roi_nearest(truth, query.roi.coarse(2)))
 
 
+LOOKS_AGAIN = AdaptiveSettings(second_look=True)
+
+
+def test_a_second_look_has_the_first_answer_as_mask_prompt():
+    truth = ellipsoid((25, 40, 60), (5.4, 10.4, 20.4))
+    oracle = Oracle(truth, LOOKS_AGAIN)
+    prediction = oracle.play(Prompts(BOX))
+    first, second = oracle.queries
+    assert first.roi == second.roi and not first.mask.any()
+    np.testing.assert_array_equal(second.mask, crop_roi_nearest(truth, second.roi.coarse(2)))
+    assert dice(prediction.mask, truth) > 0.97
+    click = Click((25, 40, 60), True)
+    oracle.play(Prompts(BOX, (click,)), prediction.kept)
+    assert len(oracle.queries) == 3  # none where there is a mask
+
+
+def test_the_second_look_at_a_click_is_on_a_roi_that_fits_what_was_found():
+    small = ellipsoid((25, 40, 60), (2.4, 4.4, 9.4))
+    oracle = Oracle(small, LOOKS_AGAIN)
+    prediction = oracle.play(Prompts(None, (Click((25, 40, 60), True),)))
+    first, second = oracle.queries
+    assert (np.array(second.roi.step) < 0.8 * np.array(first.roi.step)).all()
+    assert dice(prediction.mask, small) > 0.93
+
+
+def test_there_is_no_second_look_where_nothing_was_found():
+    oracle = Fixed(np.full([MASK_SIZE] * 3, -1, np.float32), LOOKS_AGAIN)
+    assert not oracle.play(Prompts(BOX)).mask.any() and len(oracle.queries) == 1
+
+
 def test_without_anything_to_ask_the_mask_stays():
     truth = ellipsoid((25, 40, 60), (5.4, 10.4, 20.4))
     z, y, x = slice(0, 40), slice(28, 60), slice(38, 83)
@@ -389,6 +424,7 @@ def test_odd_shapes(shape, spacing):
     [
         (dict(roi_factor=0), "expected roi_factor as a number above 0, got 0"),
         (dict(roi_spacing="1.5"), "expected roi_spacing as a number above 0, got '1.5'"),
+        (dict(second_look=1), "expected second_look as True or False, got 1"),
         (dict(normalisation="minmax"), "expected the normalisation zscore, got 'minmax'"),
     ],
 )

@@ -27,6 +27,7 @@ from utils.training.state import check_resumed
 
 OPTIONS = ("--recipe=adaptive", "--others_lr=1", "--synthetic=2", "--optimizer=muon")
 OPTIONS += ("--roi_factor=1.6",)
+TRAINED = {"drawings": True, "clipped": True, "second_look": True}
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +53,14 @@ def finished(tmp_path_factory, weights):
 def test_a_checkpoint_says_how_it_is_to_be_used(finished):
     checkpoint = read_checkpoint(finished / "run/sam_model_latest.pth")
     assert checkpoint.policy == "adaptive" and checkpoint.model_type == "hybrid_s"
-    assert adaptive_settings(checkpoint) == AdaptiveSettings(1.6, drawings=True, clipped=True)
+    assert adaptive_settings(checkpoint) == AdaptiveSettings(1.6, **TRAINED)
     assert checkpoint.model_args["img_size"] == 32 and checkpoint.policy_args == {
         "roi_factor": 1.6,
         "roi_spacing": 1.5,
         "normalisation": "zscore",
         "drawings": True,
         "clipped": True,
+        "second_look": True,
         "iou_slope": 1.0,
         "iou_intercept": 0.0,
     }
@@ -78,7 +80,7 @@ def test_a_run_goes_on_to_the_same_losses_with_its_settings(finished, weights, t
     result = train(begun, data, tmp_path / "more", *plain, "--roi_spacing=2")
     assert result.returncode == 0, result.stderr
     checkpoint = read_checkpoint(tmp_path / "more/run/sam_model_latest.pth")
-    assert adaptive_settings(checkpoint) == AdaptiveSettings(1.6, 2.0, drawings=True, clipped=True)
+    assert adaptive_settings(checkpoint) == AdaptiveSettings(1.6, 2.0, **TRAINED)
 
 
 def test_a_run_of_another_recipe_is_not_resumed(finished, weights):

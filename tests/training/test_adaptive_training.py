@@ -31,6 +31,7 @@ from utils.training.adaptive_dataset import (
 from utils.training.adaptive_step import (
     ADAPTIVE_ROUNDS,
     GRADED_ROUNDS,
+    LOOKS,
     AdaptiveStep,
     graded_rounds,
     iou_of,
@@ -281,7 +282,7 @@ def test_the_rule_of_a_click_is_drawn_for_each_round(tmp_path, monkeypatch):
     batch.draws[:] = 0.99
     rules = batch.draws.unflatten(1, (ADAPTIVE_ROUNDS, -1))[..., 0]
     rules[1, 2] = rules[2, 3] = rules[2, 4] = 0.0
-    rules[:, 0] = 0.0  # where there is something to correct
+    rules[:, :LOOKS] = 0.0  # where there is something to correct
     asked = []
 
     def record(pred, truth, draws, is_centred):
@@ -291,7 +292,7 @@ def test_the_rule_of_a_click_is_drawn_for_each_round(tmp_path, monkeypatch):
     monkeypatch.setattr(adaptive_step, "error_clicks", record)
     step.play(batch, {0})
     begun = batch.start.mask.flatten(1).any(dim=1).nonzero()[:, 0].tolist()
-    assert asked == [begun, [], [1], [2], [2], []]
+    assert asked == [begun, begun, [1], [2], [2], [], []]
 
 
 def step_and_batch(tmp_path, count=4, **options):
@@ -319,11 +320,12 @@ def test_each_round_sees_all_clicks_before_it_and_the_binary_mask(tmp_path, monk
     for i, (points, labels, mask, _) in enumerate(seen):
         assert points.shape[1] == first + i + 1 == labels.shape[1]
         assert torch.equal(points[:, :first], batch.start[0])
-        assert torch.equal(labels[:, first] >= 0, is_begun)  # a first click corrects a mask
-        assert (labels[:, first + 1 :] >= 0).all()
+        for click in labels[:, first:][:, :LOOKS].unbind(1):
+            assert torch.equal(click >= 0, is_begun)  # a first click corrects a mask
+        assert (labels[:, first + LOOKS :] >= 0).all()
         before = batch.start[2] if i == 0 else (seen[i - 1][3][0] > 0).float()
         assert torch.equal(mask, before) and not mask.requires_grad
-    assert [logits.requires_grad for *_, (logits, _) in seen] == [i in {0, 2} for i in range(6)]
+    assert [logits.requires_grad for *_, (logits, _) in seen] == [i in {0, 2} for i in range(7)]
     assert torch.equal(output.clicks.points[2], seen[-1][0][:, first + 2 : first + 3])
 
 
@@ -434,7 +436,7 @@ def test_where_no_mask_is_to_be_corrected_the_first_round_has_the_prompts_alone(
 
     monkeypatch.setattr(step.model, "decode", record)
     step.play(batch, {0})
-    assert counts == [[n, n] for n in (2, 3, 4, 5, 6, 7)]
+    assert counts == [[n, n] for n in (2, 2, 3, 4, 5, 6, 7)]
 
 
 def test_some_corrections_are_drawn_in_place_of_the_click(tmp_path, monkeypatch):
@@ -459,8 +461,8 @@ def test_some_corrections_are_drawn_in_place_of_the_click(tmp_path, monkeypatch)
         assert (added >= 0).all()
         changed = added.flatten(1).any(dim=1).nonzero()[:, 0].tolist()
         assert changed == {2: [0], 3: [1]}.get(i, [])
-        if i > 0:
+        if i >= LOOKS:
             padding = (labels[:, first + i] < 0).nonzero()[:, 0].tolist()
             assert padding == changed
-    lasso, scribble = (seen[5][1] - seen[0][1])[:2].flatten(2).any(dim=2).tolist()
+    lasso, scribble = (seen[-1][1] - seen[0][1])[:2].flatten(2).any(dim=2).tolist()
     assert not any(lasso[:2]) and any(lasso[2:]) and any(scribble[:2]) and not any(scribble[2:])

@@ -13,7 +13,8 @@ from utils.training.clicks import Clicks, error_clicks
 from utils.training.drawings import DRAWS, drawn_corrections
 from utils.training.step import StepOutput, TrainingStep
 
-ADAPTIVE_ROUNDS = 6  # the first with the prompts of the sample, each other one with a click more
+ADAPTIVE_ROUNDS = 7  # two with the prompts of the sample, each other one with a click more
+LOOKS = 2  # rounds with the prompts of the sample: the second one looks at the answer to the first
 GRADED_ROUNDS = 3  # have a gradient: the first, and others at random; the rest leads to them
 CENTRE_SHARE = 0.7  # of the clicks are the evaluator's, the others random error voxels
 ROUND_DRAWS = 4 + DRAWS  # numbers in [0, 1) that decide about a round
@@ -37,9 +38,9 @@ class AdaptiveStep(TrainingStep):
         return self.play(batch, graded_rounds(rng))
 
     def play(self, batch: Batch, graded: Collection[int]) -> StepOutput:
-        """Predict, and correct for ADAPTIVE_ROUNDS - 1 rounds.
+        """Predict, look again, and correct in all further rounds.
 
-        Where a mask to begin with is not empty, the first round has a click, too.
+        Where a mask to begin with is not empty, these first rounds have a click, too.
 
         Args:
             batch: As for `forward`; it has a start.
@@ -55,13 +56,13 @@ class AdaptiveStep(TrainingStep):
         logits = F.interpolate(mask, size=batch.image.shape[-1]) - 0.5
         draws = batch.draws.unflatten(1, (ADAPTIVE_ROUNDS, ROUND_DRAWS))
         is_centred = draws[:, :, 0] < CENTRE_SHARE
-        is_centred[:, 0] &= is_begun
+        is_centred[:, :LOOKS] &= is_begun[:, None]
         drawings = None if drawings is None else drawings.float()
         losses, made = [], []
         for i in range(ADAPTIVE_ROUNDS):
             pred = logits > MASK_THRESHOLD
             point, label = error_clicks(pred, truth, draws[:, i, 1], is_centred[:, i])
-            is_corrected = is_begun if i == 0 else torch.ones_like(is_begun)
+            is_corrected = is_begun if i < LOOKS else torch.ones_like(is_begun)
             if drawings is not None:
                 drawn, is_drawn = drawn_corrections(pred, truth, point, label, draws[:, i, 2:])
                 drawings = torch.maximum(drawings, drawn * is_corrected.view(-1, 1, 1, 1, 1))
