@@ -14,8 +14,8 @@ LOOKED_AT = 64  # voxels along an axis, at most
 def suggest_click(prediction: Prediction) -> Index3 | None:
     """The voxel (z, y, x) deepest within what the network is unsure of, None if it is sure of all.
 
-    Five such clicks, answered rightly, gain 0.4 to 0.6 of what the evaluator's clicks gain, in the
-    middle of the largest error; random ones near the border 0.3 to 0.5 (bench/bench_quality.py).
+    Five such clicks, answered rightly, gain 0.3 of what the evaluator's clicks gain, in the middle
+    of the largest error; random ones near the border 0.4 (bench/bench_quality.py).
 
     Args:
         prediction: An object; only the region that holds it is looked at.

@@ -19,7 +19,7 @@ FORMER_NAMES = {"sam_med3d_turbo_bbox_cvpr.pth": "sam_med3d_turbo_cvpr_coreset.p
 
 # The one that comes with the repository; ckpt/README.md is its model card.
 SMALL = "sam_med3d_small.safetensors"
-SMALL_SHA256 = "4f0a1d7c7ea0c55f7b966fcb3ecc5133a3251b3c261d2ed3e0a757b93b2d2dd8"
+SMALL_SHA256 = "7dfc8adb13bff6ca1630cc004ea92428cb76cf5e7a2974766279cd3a0adbdabc"
 
 # What is used of a folder without --checkpoint: the first of these that exists. Those fine-tuned
 # on the challenge's data come first, the one that comes with the repository last.
