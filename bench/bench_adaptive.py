@@ -81,7 +81,12 @@ def build_small(checkpoint: Path | None, is_tiny: bool) -> tuple[Sam3D, Adaptive
 
 
 def measure_clicks(
-    model: Sam3D, precision: str, repeats: int, side: int, shape: Shape
+    model: Sam3D,
+    settings: AdaptiveSettings,
+    precision: str,
+    repeats: int,
+    side: int,
+    shape: Shape,
 ) -> tuple[float, float, float]:
     """Seconds of the first prompt, of a further click, and of a decoder pass.
 
@@ -107,7 +112,7 @@ def measure_clicks(
         passes.append(time.perf_counter() - start)
         return ball, iou
 
-    predictor = SamPredictor3D(model, precision=precision)
+    predictor = SamPredictor3D(model, settings, precision=precision)
     with patch.object(model, "decode", timed_decode):
         for i in range(repeats + 1):
             predictor.set_image(image, VOLUME_SPACING)
@@ -117,20 +122,23 @@ def measure_clicks(
             start = time.perf_counter()
             predictor.predict(points=[(z, y, x + i % 5)], labels=[1])
             clicks.append(time.perf_counter() - start)
-    assert len(passes) == 2 * (repeats + 1), "the ROI did not stand"
-    return median(firsts[1:]), median(clicks[1:]), median(passes[2:])
+    each = 3 if settings.second_look else 2
+    assert len(passes) == each * (repeats + 1), "the ROI did not stand"
+    return median(firsts[1:]), median(clicks[1:]), median(passes[each:])
 
 
-def bench_clicks(models: dict[str, Sam3D], args: argparse.Namespace) -> None:
+def bench_clicks(
+    models: dict[str, tuple[Sam3D, AdaptiveSettings]], args: argparse.Namespace
+) -> None:
     shape = TINY_VOLUME if args.tiny else VOLUME
     names = "precision", "ROI", "first prompt", "a further click", "a decoder pass"
     print_header(f"interactive, {size_text(shape)}", *names)
-    for name, model in models.items():
+    for name, (model, settings) in models.items():
         model.to(args.device)
         for precision in args.precision:
             for roi, share in BOX_SHARES.items():
                 side = int(share * model.img_size)
-                times = measure_clicks(model, precision, args.repeats, side, shape)
+                times = measure_clicks(model, settings, precision, args.repeats, side, shape)
                 cells = (f"{1000 * seconds:.0f} ms" for seconds in times)
                 print_row(name, precision, roi, *cells)
 
@@ -203,7 +211,8 @@ def main(args: argparse.Namespace) -> None:
     if args.device == "cpu" and args.checkpoint is not None:
         bench_process(args.checkpoint, args.repeats)
         print()
-    models = {name: small, "vit_b_ori, random weights": build_seeded(args.tiny)}
+    large = build_seeded(args.tiny), AdaptiveSettings()
+    models = {name: (small, settings), "vit_b_ori, random weights": large}
     bench_clicks(models, args)
 
 

@@ -3,8 +3,8 @@
 `segment_objects` is the method. It knows no network and no file: what answers it is an argument.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from segment_anything.patches import (
     Patch,
     Prediction,
     assemble,
+    found_bounds,
     is_obeyed,
     render,
     touched,
@@ -132,12 +133,23 @@ class Geometry:
     size: int
     mask_size: int
 
+    def bounds(
+        self, prompts: Prompts, kept: np.ndarray | None, settings: AdaptiveSettings
+    ) -> np.ndarray | None:
+        """As `choose_bounds`."""
+        return choose_bounds(prompts, kept, self.size, self.shape, self.spacing, settings)
+
     def roi(self, bounds: np.ndarray) -> Roi:
         return roi_of(bounds, self.size, self.size // self.mask_size, self.shape)
 
     def mask_roi(self, roi: Roi) -> Roi:
         """The same cube in voxels of the network's masks."""
         return roi.coarse(self.size // self.mask_size)
+
+
+def mask_of(patches: Sequence[Patch], roi: Roi) -> np.ndarray:
+    """What was found, on the voxels of a ROI."""
+    return render(patches, [roi.positions(axis)[0] for axis in range(3)]) > MASK_THRESHOLD
 
 
 def query_of(prompts: Prompts, roi: Roi, mask: np.ndarray) -> RoiQuery:
@@ -151,11 +163,11 @@ class Search:
 
     Attributes:
         prompts: Of several clicks on a voxel, the newest alone.
-        previous: The mask before them, or of the first look; None where there is none, or an empty
-            one.
+        previous: The mask before them; None where there is none, or an empty one.
         bounds: (2, 3) edges of the ROI in voxels of the volume.
         step: (3,) voxels by which an expansion moves a side of the ROI outwards.
         unchecked: The clicks that may turn out not to be obeyed.
+        seen: The answer that a second look has as mask prompt, if there is one.
         patches: The answer for the whole object, then those on refinement crops.
         iou: As the network estimates it for the whole object.
     """
@@ -165,28 +177,39 @@ class Search:
     bounds: np.ndarray
     step: np.ndarray
     unchecked: Iterator[Click]
+    seen: list[Patch] = field(default_factory=list)
     patches: list[Patch] = field(default_factory=list)
     iou: float = 0.0
 
     def whole_query(self, geometry: Geometry) -> RoiQuery:
-        """The object on its ROI, with the mask before as mask prompt."""
+        """The object on its ROI, with the first answer or the mask before as mask prompt."""
         roi = geometry.roi(self.bounds)
         mask = np.zeros([geometry.mask_size] * 3, bool)
-        if self.previous is not None:
+        if self.seen:
+            mask = mask_of(self.seen, geometry.mask_roi(roi))
+        elif self.previous is not None:
             mask = self.previous.crop(geometry.mask_roi(roi))
         return query_of(self.prompts, roi, mask)
 
     def refinement_query(self, click: Click, geometry: Geometry) -> RoiQuery:
         """A refinement crop round a click, with what was found so far as mask prompt."""
         roi = geometry.roi(refinement_bounds(self.bounds, click.point))
-        mask_roi = geometry.mask_roi(roi)
-        positions = [mask_roi.positions(axis)[0] for axis in range(3)]
-        mask = render(self.patches, positions) > MASK_THRESHOLD
-        return query_of(self.prompts, roi, mask)
+        return query_of(self.prompts, roi, mask_of(self.patches, geometry.mask_roi(roi)))
 
-    def found(self, geometry: Geometry) -> Mask:
-        """The object as it was found so far."""
-        return assemble(self.patches, geometry.shape, self.iou).kept
+    def look_again(self, geometry: Geometry, settings: AdaptiveSettings) -> bool:
+        """Go on from the first answer, on the ROI that it asks for.
+
+        Returns:
+            False if there is no first answer: there was a mask before, or nothing was found.
+        """
+        found = found_bounds(self.patches[0])
+        if self.previous is not None or found is None:
+            return False
+        bounds = geometry.bounds(self.prompts, found.clip(0, geometry.shape), settings)
+        assert bounds is not None  # since there is a mask
+        self.bounds, self.step = bounds, step_of(bounds)
+        self.seen = self.patches
+        return True
 
     @property
     def cut_faces(self) -> np.ndarray:
@@ -221,18 +244,13 @@ def segment_objects(
         geometry: The volume's grid and the network's sizes.
         settings: Those that the network was trained with.
     """
-    searches = begin_searches(dict(enumerate(requests)), geometry, settings)
-    ask_for_whole(searches.values(), ask, geometry)
+    searches = [begin_search(request, geometry, settings) for request in requests]
+    asked = [search for search in searches if search is not None]
+
+    ask_for_whole(asked, ask, geometry)
     if settings.second_look:
-        found = {i: s.found(geometry) for i, s in searches.items() if s.previous is None}
-        again = begin_searches(
-            {i: replace(requests[i], previous=m) for i, m in found.items() if m.bounds is not None},
-            geometry,
-            settings,
-        )
-        ask_for_whole(again.values(), ask, geometry)
-        searches |= again
-    asked = list(searches.values())
+        again = [search for search in asked if search.look_again(geometry, settings)]
+        ask_for_whole(again, ask, geometry)
     for _ in range(MAX_EXPANSIONS):
         cut = [search for search in asked if search.cut_faces.any()]
         for search in cut:
@@ -243,19 +261,11 @@ def segment_objects(
         ask_for_refinements(clicked, ask, geometry)
 
     return [
-        assemble(searches[i].patches, geometry.shape, settings.true_iou(searches[i].iou))
-        if i in searches
-        else left_alone(request, geometry.shape)
-        for i, request in enumerate(requests)
+        left_alone(request, geometry.shape)
+        if search is None
+        else assemble(search.patches, geometry.shape, settings.true_iou(search.iou))
+        for request, search in zip(requests, searches, strict=True)
     ]
-
-
-def begin_searches(
-    requests: Mapping[int, ObjectRequest], geometry: Geometry, settings: AdaptiveSettings
-) -> dict[int, Search]:
-    """Where to look for each object about which there is something to ask."""
-    begun = {i: begin_search(request, geometry, settings) for i, request in requests.items()}
-    return {i: search for i, search in begun.items() if search is not None}
 
 
 def begin_search(
@@ -264,16 +274,19 @@ def begin_search(
     """Where to look for an object; None where there is nothing to ask."""
     prompts, previous = request.prompts.newest, request.previous
     kept = previous.bounds if previous is not None else None
-    bounds = choose_bounds(prompts, kept, geometry.size, geometry.shape, geometry.spacing, settings)
+    bounds = geometry.bounds(prompts, kept, settings)
     is_asked = prompts.box is not None or len(prompts.clicks) > 0 or len(prompts.drawings) > 0
     if bounds is None or not is_asked or (prompts.is_right and previous is not None):
         return None
-    step = EXPANSION * (bounds[1] - bounds[0])
     begun = previous if kept is not None else None
-    return Search(prompts, begun, bounds, step, iter(prompts.clicks))
+    return Search(prompts, begun, bounds, step_of(bounds), iter(prompts.clicks))
 
 
-def ask_for_whole(searches: Collection[Search], ask: Ask, geometry: Geometry) -> None:
+def step_of(bounds: np.ndarray) -> np.ndarray:
+    return EXPANSION * (bounds[1] - bounds[0])
+
+
+def ask_for_whole(searches: Sequence[Search], ask: Ask, geometry: Geometry) -> None:
     queries = [search.whole_query(geometry) for search in searches]
     for search, query, answer in zip(searches, queries, ask(queries), strict=True):
         search.patches = [Patch(geometry.mask_roi(query.roi), answer.logits)]

@@ -124,7 +124,7 @@ def unchanged(previous: Mask | None, shape: Index3, logit: float) -> Prediction:
 
 def assemble(patches: Sequence[Patch], shape: Index3, iou: float) -> Prediction:
     """The patches on the original grid, on the smallest region of it that holds the object."""
-    found = [bounds for patch in patches if (bounds := _positive_bounds(patch)) is not None]
+    found = [bounds for patch in patches if (bounds := found_bounds(patch, 1)) is not None]
     if not found:
         return nothing(shape, iou)
     low, high = union(*found)
@@ -137,12 +137,17 @@ def assemble(patches: Sequence[Patch], shape: Index3, iou: float) -> Prediction:
     return Prediction(shape, (z, y, x), logits, iou)
 
 
-def _positive_bounds(patch: Patch) -> np.ndarray | None:
-    """Bounds of the voxels that interpolation can make foreground, None if there are none."""
+def found_bounds(patch: Patch, margin: float = 0.0) -> np.ndarray | None:
+    """Bounds of a patch's mask in voxels of the volume, None if it is empty.
+
+    Args:
+        patch: What it has beyond the volume is not in its mask.
+        margin: In voxels of the patch; with 1, interpolation makes none beyond them foreground.
+    """
     positive = bounds_of((patch.logits > MASK_THRESHOLD) & is_inside(patch.roi))
     if positive is None:
         return None
-    grown = positive + [[-1.0], [1.0]]
+    grown = positive + [[-margin], [margin]]
     return (np.clip(grown, 0, patch.roi.size) + patch.roi.start) * patch.roi.step
 
 
