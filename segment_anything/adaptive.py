@@ -197,17 +197,20 @@ class Search:
         return query_of(self.prompts, roi, mask_of(self.patches, geometry.mask_roi(roi)))
 
     def look_again(self, geometry: Geometry, settings: AdaptiveSettings) -> bool:
-        """Go on from the first answer, on the ROI that it asks for.
+        """Go on from the first answer: after clicks alone on a ROI that fits it, else on the same.
 
         Returns:
-            False if there is no first answer: there was a mask before, or nothing was found.
+            False if there is nothing to look at again: there was a mask before, or nothing was
+            found; or something is drawn, since who draws waits for the answer.
         """
         found = found_bounds(self.patches[0])
-        if self.previous is not None or found is None:
+        if self.previous is not None or self.prompts.drawings or found is None:
             return False
-        bounds = geometry.bounds(self.prompts, found.clip(0, geometry.shape), settings)
-        assert bounds is not None  # since there is a mask
-        self.bounds, self.step = bounds, step_of(bounds)
+        if self.prompts.box is None:
+            found = found.clip(0, geometry.shape)
+            bounds = geometry.bounds(self.prompts, found, settings)
+            assert bounds is not None  # since there is a mask
+            self.bounds, self.step = bounds, step_of(bounds)
         self.seen = self.patches
         return True
 
@@ -234,9 +237,9 @@ def segment_objects(
     """Segment objects together, by asking the network.
 
     First each object as a whole on one ROI; where there is no mask before, and if so trained, once
-    more with what was found as mask prompt, on the ROI that it asks for; then on a larger one while
-    its mask touches the border; then on a refinement crop round each click that was not obeyed, one
-    after the other, since the mask prompt of a crop is what the crops before it found.
+    more with what was found as mask prompt; then on a larger one while its mask touches the border;
+    then on a refinement crop round each click that was not obeyed, one after the other, since the
+    mask prompt of a crop is what the crops before it found.
 
     Args:
         requests: The objects.

@@ -32,7 +32,8 @@ class AdaptiveSettings:
         normalisation: The ROI's; `zscore` is `segment_anything.roi.normalise`.
         drawings: Whether scribbles, lassos and boxes in a slice were among the prompts.
         clipped: Whether a ROI ends where the volume does, as far as that makes its voxels finer.
-        second_look: Whether the first answer about an object is a mask prompt for a second one.
+        second_look: Whether the first answer about an object is a mask prompt for a second one,
+            where nothing is drawn.
         iou_slope, iou_intercept: The straight line that makes estimates of the IoU true on average,
             found afterwards (bench/bench_quality.py).
     """

@@ -15,7 +15,7 @@ from segment_anything.adaptive import (
 )
 from segment_anything.bounds import EXPANSION, AdaptiveSettings, choose_bounds, roi_of
 from segment_anything.patches import Mask, Patch, assemble, render
-from segment_anything.prompts import Box, Click, Prompts
+from segment_anything.prompts import Box, Click, Drawing, Prompts
 from segment_anything.roi import Roi, crop_roi, crop_roi_averaged, crop_roi_nearest, sample_linear
 
 SETTINGS = AdaptiveSettings()
@@ -391,6 +391,13 @@ def test_the_second_look_at_a_click_is_on_a_roi_that_fits_what_was_found():
     first, second = oracle.queries
     assert (np.array(second.roi.step) < 0.8 * np.array(first.roi.step)).all()
     assert dice(prediction.mask, small) > 0.93
+
+
+def test_there_is_no_second_look_where_something_is_drawn():
+    settings = AdaptiveSettings(drawings=True, second_look=True)
+    oracle = Oracle(ellipsoid((25, 40, 60), (5.4, 10.4, 20.4)), settings)
+    drawing = Drawing((25, 30, 40), np.ones((1, 20, 40), bool), True, True)
+    assert oracle.play(Prompts(drawings=(drawing,))).mask.any() and len(oracle.queries) == 1
 
 
 def test_there_is_no_second_look_where_nothing_was_found():
